@@ -1,0 +1,40 @@
+# Everything a user types. Each target sets up what it needs; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export DO_NOT_TRACK := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test lint types repro ui bench clean setup
+
+run: $(READY)  ## raw data to champion model, end to end
+	@$(BIN)/ratchet run
+
+test: $(READY)  ## lint, types and all tests
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)  ## style, layers and types
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+repro: $(READY)  ## the science alone: DVC, no server
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+
+ui: $(READY)  ## the Prefect and MLflow pages of this project's own stores
+	@$(BIN)/ratchet ui
+
+clean:  ## temporary state only; models, data and registry stay
+	@test ! -x $(BIN)/ratchet || $(BIN)/ratchet clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Ratchet needs Python 3.11 or newer; set PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing pinned dependencies into $(VENV) (once, some minutes) ..."
+	$(BIN)/python -m pip install --quiet --requirement constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@

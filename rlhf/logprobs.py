@@ -1,0 +1,262 @@
+"""Log-probabilities of response tokens, from logits or from a causal language model.
+
+Two things are saved here. The head (hidden state to vocabulary) runs at response positions only, and float32
+log-softmax never sees more than `CHUNK_ELEMENTS` logits at once, each block being computed again in the backward pass.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rlhf.shapes import require_rank, require_same_shape
+
+CHUNK_ELEMENTS = 2**24
+PROBE_ROWS = 2
+PROBE_TOKENS = 8
+# Configuration fields of architectures that change the logits after the head in a way that this module does not know.
+LOGIT_SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_scale", "output_multiplier_scale")
+
+_head_can_run_alone: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+class TokenBatch(Protocol):
+    """What this module reads of a batch (`rlhf.batches.Batch` has it)."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids. [B, T] int64."""
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """True at real tokens, False at padding. [B, T] bool."""
+
+    @property
+    def response_mask(self) -> Tensor:
+        """True where the token at that position belongs to the response. [B, T] bool."""
+
+
+class TokenLogprobs(NamedTuple):
+    """Per-token results in the shape of the batch, 0 outside the response."""
+
+    logprobs: Tensor
+    """log p(token t | tokens before t), nats. [B, T] float32"""
+    entropy: Tensor | None
+    """Entropy of the distribution that token t was drawn from, nats; None when not asked for. [B, T] float32"""
+
+
+def log_softmax(logits: Tensor, *, temperature: float, forbidden: Tensor | None) -> Tensor:
+    """Float32 log-probabilities over the vocabulary of the distribution that is really sampled.
+
+    Args:
+        logits: scores of the head, any float type. [..., V]
+        temperature: divides the logits; the same in sampling, training and evaluation. > 0
+        forbidden: True at ids that are never sampled; their log-probability is -inf. [V] bool, or None
+
+    Returns:
+        Log-probabilities, nats. [..., V] float32 (float64 stays)
+
+    Raises:
+        ValueError: temperature is not positive, or `forbidden` does not have V entries.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature} but must be positive")
+    # Half precision has about three digits here, the size of a whole per-token KL.
+    scaled = logits if logits.dtype == torch.float64 else logits.float()
+    if temperature != 1:
+        scaled = scaled / temperature
+    if forbidden is not None:
+        if forbidden.shape != logits.shape[-1:]:
+            raise ValueError(f"forbidden has shape {tuple(forbidden.shape)} but logits have {tuple(logits.shape)}")
+        scaled = scaled.masked_fill(forbidden, -torch.inf)
+    return torch.log_softmax(scaled, dim=-1)
+
+
+def gather_logprobs(logits: Tensor, ids: Tensor, *, temperature: float, forbidden: Tensor | None) -> Tensor:
+    """Log-probability of one id at each position.
+
+    Args:
+        logits: scores of the head; gradient flows. [..., V]
+        ids: the tokens to look up. [...] int64
+        temperature: divides the logits. > 0
+        forbidden: True at ids that are never sampled. [V] bool, or None
+
+    Returns:
+        Log-probabilities, nats; -inf for a forbidden id. [...] float32
+
+    Raises:
+        ValueError: shapes do not fit, or temperature is not positive.
+    """
+    _require_ids_fit(logits, ids)
+
+    def look_up(rows: Tensor, row_ids: Tensor) -> Tensor:
+        return _look_up(rows, row_ids, temperature=temperature, forbidden=forbidden)[0]
+
+    vocabulary = logits.shape[-1]
+    return _in_chunks(look_up, logits.reshape(-1, vocabulary), ids.reshape(-1), width=vocabulary).reshape(ids.shape)
+
+
+def entropy(logits: Tensor, *, temperature: float, forbidden: Tensor | None) -> Tensor:
+    """Entropy of the sampled distribution at each position.
+
+        H = -sum over v of p(v) log p(v)
+
+    Args:
+        logits: scores of the head; gradient flows. [..., V]
+        temperature: divides the logits. > 0
+        forbidden: True at ids that are never sampled; they add nothing. [V] bool, or None
+
+    Returns:
+        Entropies, nats, between 0 and log V. [...] float32
+
+    Raises:
+        ValueError: `forbidden` does not fit, or temperature is not positive.
+    """
+
+    def measure(rows: Tensor) -> Tensor:
+        return _entropy(log_softmax(rows, temperature=temperature, forbidden=forbidden), forbidden)
+
+    vocabulary = logits.shape[-1]
+    return _in_chunks(measure, logits.reshape(-1, vocabulary), width=vocabulary).reshape(logits.shape[:-1])
+
+
+def response_logprobs(
+    model: nn.Module,
+    batch: TokenBatch,
+    *,
+    temperature: float,
+    forbidden: Tensor | None,
+    with_entropy: bool = False,
+) -> TokenLogprobs:
+    """Log-probabilities of the response tokens of a batch under a causal language model.
+
+    Args:
+        model: a Hugging Face causal language model, its dropout off; gradient flows.
+        batch: ids and masks; padding may be on either side. [B, T]
+        temperature: divides the logits. > 0
+        forbidden: True at ids that are never sampled. [V] bool, or None
+        with_entropy: also return the entropy of each distribution.
+
+    Returns:
+        Log-probabilities (and entropies), 0 outside the response. [B, T]
+
+    Raises:
+        ValueError: shapes differ, the batch has no response token, or one stands at position 0 with nothing before it.
+    """
+    _check_batch(batch)
+    rows, to_logits, vocabulary = _response_rows(model, batch)
+    ids = batch.input_ids[batch.response_mask]
+
+    def look_up(block: Tensor, block_ids: Tensor) -> Tensor:
+        logprobs, spread = _look_up(
+            to_logits(block), block_ids, temperature=temperature, forbidden=forbidden, with_entropy=with_entropy
+        )
+        return logprobs if spread is None else torch.stack((logprobs, spread), dim=1)
+
+    values = _in_chunks(look_up, rows, ids, width=vocabulary)
+    if not with_entropy:
+        return TokenLogprobs(scatter_response(values, batch.response_mask), None)
+    return TokenLogprobs(
+        scatter_response(values[:, 0], batch.response_mask), scatter_response(values[:, 1], batch.response_mask)
+    )
+
+
+def response_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Logits that the response tokens of a batch were drawn from, for a KL over the whole vocabulary.
+
+    Args:
+        model: a Hugging Face causal language model; gradient flows.
+        batch: ids and masks; padding may be on either side. [B, T]
+
+    Returns:
+        Logits of the model's own type, in row-major order of `batch.response_mask`. [N, V]
+
+    Raises:
+        ValueError: as `response_logprobs`.
+    """
+    _check_batch(batch)
+    rows, to_logits, _ = _response_rows(model, batch)
+    return to_logits(rows)
+
+
+def scatter_response(values: Tensor, response_mask: Tensor) -> Tensor:
+    """Put one value per response token back into the shape of the batch.
+
+    Args:
+        values: in row-major order of the mask; gradient flows. [N]
+        response_mask: True at the N response tokens. [B, T] bool
+
+    Returns:
+        The values, 0 outside the response. [B, T]
+
+    Raises:
+        ValueError: the number of values is not the number of True positions.
+    """
+    require_rank(1, values=values)
+    count = int(response_mask.sum())
+    if values.shape[0] != count:
+        raise ValueError(
+            f"values has shape {tuple(values.shape)} but response_mask of shape {tuple(response_mask.shape)} "
+            f"has {count} True positions"
+        )
+    return values.new_zeros(response_mask.shape).masked_scatter(response_mask, values)
+
+
+def _check_batch(batch: TokenBatch) -> None:
+    require_rank(2, input_ids=batch.input_ids)
+    require_same_shape(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, response_mask=batch.response_mask
+    )
+    if not bool(batch.response_mask.any()):
+        raise ValueError(f"the batch of shape {tuple(batch.input_ids.shape)} has no response token")
+    if bool(batch.response_mask[:, 0].any()):
+        raise ValueError("a response token stands at position 0, where there is no token before it to predict it from")
+
+
+def _require_ids_fit(logits: Tensor, ids: Tensor) -> None:
+    if ids.shape != logits.shape[:-1]:
+        raise ValueError(f"ids have shape {tuple(ids.shape)} but logits have {tuple(logits.shape)}")
+
+
+def _look_up(
+    logits: Tensor, ids: Tensor, *, temperature: float, forbidden: Tensor | None, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    table = log_softmax(logits, temperature=temperature, forbidden=forbidden)
+    chosen = table.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return chosen, _entropy(table, forbidden) if with_entropy else None
+
+
+def _entropy(table: Tensor, forbidden: Tensor | None) -> Tensor:
+    # The fill comes before the product: 0 * -inf is NaN, and it stays NaN in the gradient of a later fill.
+    finite = table if forbidden is None else table.masked_fill(forbidden, 0.0)
+    return -(table.exp() * finite).sum(dim=-1)
+
+
+def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor, width: int) -> Tensor:
+    """Apply `function` to blocks of rows such that a block has at most `CHUNK_ELEMENTS` logits."""
+    rows = max(1, CHUNK_ELEMENTS // width)
+    if tensors[0].shape[0] <= rows:
+        return function(*tensors)
+    blocks = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([function(*block) for block in blocks])
+    return torch.cat(
+        [checkpoint(function, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+    )
+
+
+def _response_rows(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Callable[[Tensor], Tensor], int]:
+    """Rows at the positions that predict response tokens, how to get logits from rows, and V."""
+    inputs = _forward_inputs(model, batch)
+    # Token t is predicted at t - 1.
+    predicts = batch.response_mask[:, 1:]
+    if not _runs_head_alone(model, inputs):
+        logits = model(**inputs).logits[:, :-1][predicts]
+        return logits, nn.Identity(), logits.shape[-1]
+    hidden = _trunk(model)(**inputs).last_hidden_state[:, :-1][predicts]
+    head = _head(model)
+    return hidden, lambda rows: _apply_head(model, head, rows), int(head.weight.shape[0])
