@@ -1,0 +1,33 @@
+"""Fixtures every test may use: where the project and the real sample data are, and a quiet, offline environment."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before any library reads them: no network, no telemetry, one thread, so that tests are quick and repeatable.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DVC_NO_ANALYTICS"] = "1"
+for name in ("RATCHET_KEY", "RATCHET_ROOT", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """Root of this repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real data and a real small model that lies beside the repository, where there is one."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the real sample data in {folder}, which is absent")
+    return folder

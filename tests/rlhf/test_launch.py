@@ -1,0 +1,142 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf.errors import BadInput
+from rlhf.launch import command, launch_settings, parse, stage_seed
+
+RECIPE = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+from rlhf.errors import BadInput
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    files: tuple[str, ...]
+    mode: str
+
+def main(config: Config, *, seed: int, stage: str, out: Path) -> None:
+    if config.mode == "bad": raise BadInput("rows.jsonl: empty; ingest a file")
+    if config.mode == "full": raise OSError(28, "No space left on device", str(out))
+    if config.mode == "bug": raise KeyError("x")
+    if config.mode == "sleep": out.write_text(str(os.getpid())); time.sleep(60)
+    out.write_text(f"{stage} {seed} {config.files} {os.environ['OMP_NUM_THREADS']} {os.environ['PYTHONHASHSEED']}")
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, project: Path) -> Path:
+    """A project with one recipe of its own, seen through the package path of the real one."""
+    package = tmp_path / "rlhf"
+    (package / "recipes").mkdir(parents=True)
+    for module in ("__init__", "errors", "config", "checkpoint", "launch", "outputs"):
+        (package / f"{module}.py").write_text((project / f"rlhf/{module}.py").read_text())
+    (package / "recipes/__init__.py").touch()
+    (package / "recipes/toy.py").write_text(RECIPE)
+    return tmp_path
+
+
+def start(toy: Path, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (toy / "params.yaml").write_text(
+        f"seed: 1\ndata: {{files: [a]}}\ntoy: {{threads: 2, launch: python, mode: {mode}}}\n"
+    )
+    line = [sys.executable, "-m", "rlhf.launch", "toy", "--set", "files=data.files", *(arguments or ("--out", "out.txt"))]
+    return subprocess.run(line, cwd=toy, capture_output=True, text=True, check=False)
+
+
+def failure(toy: Path) -> dict[str, object]:
+    document = json.loads((toy / ".ratchet/tmp/failures/toy.json").read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def test_a_stage_gets_its_config_seed_paths_and_threads(toy: Path) -> None:
+    result = start(toy, "good")
+    assert result.returncode == 0, result.stderr
+    assert (toy / "out.txt").read_text() == f"toy {stage_seed(1, 'toy')} ('a',) 2 0"
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "kind", "sentence"),
+    [
+        ("bad", 2, "bad_input", "rows.jsonl: empty; ingest a file"),
+        ("full", 1, "failed", "cannot write out.txt: No space left on device"),
+        ("bug", 1, "failed", "KeyError"),
+    ],
+)
+def test_how_it_failed_is_kept_for_the_orchestrator(toy: Path, mode: str, code: int, kind: str, sentence: str) -> None:
+    result = start(toy, mode)
+    assert result.returncode == code
+    assert failure(toy)["kind"] == kind
+    assert sentence in str(failure(toy)["sentence"])
+    assert ("Traceback" in result.stderr) == (mode == "bug")
+    assert start(toy, "good").returncode == 0
+    assert not (toy / ".ratchet/tmp/failures/toy.json").exists()
+
+
+def test_paths_that_do_not_fit_the_recipe_are_named(toy: Path) -> None:
+    result = start(toy, "good", "--output", "x")
+    assert result.returncode == 2
+    assert "lacks the paths ['out'] or has others: ['output']" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel call exists on Linux only")
+def test_a_stage_dies_with_its_parent(toy: Path) -> None:
+    (toy / "params.yaml").write_text("seed: 1\ndata: {files: []}\ntoy: {threads: 1, launch: python, mode: sleep}\n")
+    script = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-m', 'rlhf.launch', 'toy', '--set', 'files=data.files', '--out', 'pid'])\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=toy)
+    deadline = time.monotonic() + 20
+    while not (toy / "pid").exists() or not (toy / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = int((toy / "pid").read_text())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--x"], ["toy", "out"], ["toy", "--out"], ["toy", "--a", "1", "--a", "2"]])
+def test_a_broken_command_line_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(BadInput, match="rlhf.launch"):
+        parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        (None, "no section 'sft'"),
+        ({"launch": "python"}, "missing key sft.threads"),
+        ({"threads": 0, "launch": "python"}, "wanted a whole number of at least 1"),
+        ({"threads": 1, "launch": "bash -c x"}, "begins with python, torchrun or deepspeed"),
+    ],
+)
+def test_launcher_settings_are_checked(section: object, sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        launch_settings({"sft": section} if section else {}, "sft")
+
+
+def test_each_launcher_runs_this_module() -> None:
+    assert command(["python"], ["sft"]) == [sys.executable, "-m", "rlhf.launch", "sft"]
+    assert command(["torchrun", "--nproc-per-node=2"], ["sft"])[1:] == [
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "rlhf.launch", "sft",
+    ]  # fmt: skip
+    assert command(["deepspeed", "--num_gpus=8"], ["sft"]) == [
+        "deepspeed", "--num_gpus=8", "--module", "rlhf.launch", "sft",
+    ]  # fmt: skip
+
+
+def test_stages_draw_from_different_streams() -> None:
+    assert len({stage_seed(seed, stage) for seed in (1, 2) for stage in ("reward", "judge", "ppo")}) == 6
