@@ -21,7 +21,7 @@ from typing import NoReturn
 from flows.errors import CommandError
 from flows.output import log_to_stderr, note, write_json
 
-__all__ = ["COMMANDS", "CommandError", "main"]
+__all__ = ["COMMANDS", "CommandError", "entry", "main"]
 
 COMMANDS: dict[str, str] = {
     "run": "take the data to a champion model; unchanged stages are skipped",
@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "report": "write one self-contained HTML page",
     "chat": "talk to a registered model",
     "compare": "two models side by side on the same prompts",
+    "ui": "open the Prefect and MLflow pages of this project's stores",
     "doctor": "check this machine and this project, with a remedy for each problem",
     "clean": "free what .ratchet/tmp holds",
 }
@@ -160,7 +161,7 @@ def _add_common(parser: argparse.ArgumentParser, *, top: bool) -> None:
     if "--json" not in taken:
         parser.add_argument("--json", action="store_true", default=default(False), help="one JSON document on stdout")
     if "--debug" not in taken:
-        parser.add_argument("--debug", action="store_true", default=default(False), help="show tracebacks and more logs")
+        parser.add_argument("--debug", action="store_true", default=default(False), help="tracebacks and more logs")
     if "--root" not in taken:
         parser.add_argument("--root", metavar="FOLDER", default=default(None), help="the project, if not this folder")
 
@@ -239,5 +240,10 @@ def _descriptor_of_stdout() -> int:
         return os.open(os.devnull, os.O_WRONLY)
 
 
-if __name__ == "__main__":
+def entry() -> NoReturn:
+    """The `ratchet` program."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -92,11 +92,14 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, indent: int
     if head:
         lines[1] = ["-" * width for width in widths]
     pad = " " * indent
-    return "\n".join(
-        (pad + "  ".join(f"{text:>{w}}" if r else f"{text:<{w}}" for text, w, r in zip(line, widths, right, strict=True)))
-        .rstrip()
+    padded = (
+        [
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(line, widths, right, strict=True)
+        ]
         for line in lines
     )
+    return "\n".join((pad + "  ".join(line)).rstrip() for line in padded)
 
 
 def cell_text(cell: Cell) -> str:

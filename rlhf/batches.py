@@ -1,10 +1,16 @@
 """Token batches: right padding with masks, and seeded orders that keep padding small."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from rlhf import distributed
+
+WINDOW = 16
+"""Batches that are sorted by length together: more means less padding and a less random order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,15 @@ def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     return Batch(input_ids, attention_mask, attention_mask & (place >= starts))
 
 
+def cut_response(prompt: Sequence[int], response: Sequence[int], *, max_tokens: int) -> list[int] | None:
+    """The part of a response that fits behind its prompt; None when not even one token does.
+
+    A response that was cut has lost its end token, so nothing learns to stop in the middle of a sentence.
+    """
+    room = max_tokens - len(prompt)
+    return list(response[:room]) if room > 0 else None
+
+
 def shuffled_batches(count: int, batch_size: int, *, generator: torch.Generator) -> list[list[int]]:
     """One epoch in a random order: every index once, in batches of `batch_size` (the last may be smaller)."""
     order = torch.randperm(count, generator=generator).tolist()
@@ -62,7 +77,7 @@ def shuffled_batches(count: int, batch_size: int, *, generator: torch.Generator)
 
 
 def length_buckets(
-    lengths: Sequence[int], batch_size: int, *, generator: torch.Generator, window: int = 16
+    lengths: Sequence[int], batch_size: int, *, generator: torch.Generator, window: int = WINDOW
 ) -> list[list[int]]:
     """One epoch in a random order whose batches hold sequences of like length.
 
@@ -86,6 +101,27 @@ def length_buckets(
         batches.extend(part[at : at + batch_size] for at in range(0, len(part), batch_size))
     mixed = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[index] for index in mixed]
+
+
+def plan_run(
+    lengths: Sequence[int], batch_size: int, *, epochs: float, generator: torch.Generator
+) -> tuple[list[list[int]], int]:
+    """The batches of a whole training run, each epoch in a new order of `length_buckets`.
+
+    Args:
+        lengths: length of each sequence, in tokens.
+        batch_size: rows of a global batch.
+        epochs: passes over the data; may be a fraction.
+        generator: source of the orders.
+
+    Returns:
+        The batches, and how many of them make one epoch.
+    """
+    rounds = [length_buckets(lengths, batch_size, generator=generator) for _ in range(math.ceil(epochs))]
+    steps = max(1, round(epochs * len(rounds[0])))
+    plan = [rows for batches in rounds for rows in batches][:steps]
+    # A batch with fewer rows than ranks would leave a rank without work, and the others waiting for it.
+    return [rows for rows in plan if len(rows) >= distributed.world_size()], len(rounds[0])
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -1,43 +1,20 @@
 """Log-probabilities of response tokens, from logits or from a causal language model.
 
-Two things are saved here. The head (hidden state to vocabulary) runs at response positions only, and float32
-log-softmax never sees more than `CHUNK_ELEMENTS` logits at once, each block being computed again in the backward pass.
+Float32 log-softmax never sees more than `CHUNK_ELEMENTS` logits at once, and each block is computed again in the
+backward pass, so that no float32 tensor over all positions and the whole vocabulary exists.
 """
 
-import inspect
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf.shapes import require_rank, require_same_shape
+from rlhf.lm_head import TokenBatch, response_rows
+from rlhf.shapes import require_rank
 
 CHUNK_ELEMENTS = 2**24
-PROBE_ROWS = 2
-PROBE_TOKENS = 8
-# Configuration fields of architectures that change the logits after the head in a way that this module does not know.
-LOGIT_SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_scale", "output_multiplier_scale")
-
-_head_can_run_alone: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-class TokenBatch(Protocol):
-    """What this module reads of a batch (`rlhf.batches.Batch` has it)."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """Token ids. [B, T] int64."""
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """True at real tokens, False at padding. [B, T] bool."""
-
-    @property
-    def response_mask(self) -> Tensor:
-        """True where the token at that position belongs to the response. [B, T] bool."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -97,7 +74,7 @@ def gather_logprobs(logits: Tensor, ids: Tensor, *, temperature: float, forbidde
         return _look_up(rows, row_ids, temperature=temperature, forbidden=forbidden)[0]
 
     vocabulary = logits.shape[-1]
-    return _in_chunks(look_up, logits.reshape(-1, vocabulary), ids.reshape(-1), width=vocabulary).reshape(ids.shape)
+    return in_chunks(look_up, logits.reshape(-1, vocabulary), ids.reshape(-1), width=vocabulary).reshape(ids.shape)
 
 
 def entropy(logits: Tensor, *, temperature: float, forbidden: Tensor | None) -> Tensor:
@@ -121,7 +98,7 @@ def entropy(logits: Tensor, *, temperature: float, forbidden: Tensor | None) -> 
         return _entropy(log_softmax(rows, temperature=temperature, forbidden=forbidden), forbidden)
 
     vocabulary = logits.shape[-1]
-    return _in_chunks(measure, logits.reshape(-1, vocabulary), width=vocabulary).reshape(logits.shape[:-1])
+    return in_chunks(measure, logits.reshape(-1, vocabulary), width=vocabulary).reshape(logits.shape[:-1])
 
 
 def response_logprobs(
@@ -147,8 +124,7 @@ def response_logprobs(
     Raises:
         ValueError: shapes differ, the batch has no response token, or one stands at position 0 with nothing before it.
     """
-    _check_batch(batch)
-    rows, to_logits, vocabulary = _response_rows(model, batch)
+    rows, to_logits, vocabulary = response_rows(model, batch)
     ids = batch.input_ids[batch.response_mask]
 
     def look_up(block: Tensor, block_ids: Tensor) -> Tensor:
@@ -157,7 +133,7 @@ def response_logprobs(
         )
         return logprobs if spread is None else torch.stack((logprobs, spread), dim=1)
 
-    values = _in_chunks(look_up, rows, ids, width=vocabulary)
+    values = in_chunks(look_up, rows, ids, width=vocabulary)
     if not with_entropy:
         return TokenLogprobs(scatter_response(values, batch.response_mask), None)
     return TokenLogprobs(
@@ -178,8 +154,7 @@ def response_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     Raises:
         ValueError: as `response_logprobs`.
     """
-    _check_batch(batch)
-    rows, to_logits, _ = _response_rows(model, batch)
+    rows, to_logits, _ = response_rows(model, batch)
     return to_logits(rows)
 
 
@@ -206,15 +181,27 @@ def scatter_response(values: Tensor, response_mask: Tensor) -> Tensor:
     return values.new_zeros(response_mask.shape).masked_scatter(response_mask, values)
 
 
-def _check_batch(batch: TokenBatch) -> None:
-    require_rank(2, input_ids=batch.input_ids)
-    require_same_shape(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, response_mask=batch.response_mask
-    )
-    if not bool(batch.response_mask.any()):
-        raise ValueError(f"the batch of shape {tuple(batch.input_ids.shape)} has no response token")
-    if bool(batch.response_mask[:, 0].any()):
-        raise ValueError("a response token stands at position 0, where there is no token before it to predict it from")
+def in_chunks(function: Callable[..., Tensor], *tensors: Tensor, width: int) -> Tensor:
+    """Apply a function to blocks of rows, so that a block has at most `CHUNK_ELEMENTS` logits.
+
+    Blocks are computed again in the backward pass rather than kept.
+
+    Args:
+        function: takes a block of each tensor, gives one row of results for each row.
+        *tensors: with the same number of rows. [N, ...] each
+        width: logits per row.
+
+    Returns:
+        The results of all blocks in one tensor. [N, ...]
+    """
+    rows = max(1, CHUNK_ELEMENTS // width)
+    count = tensors[0].shape[0]
+    if count <= rows:
+        return function(*tensors)
+    blocks = [[tensor[start : start + rows] for tensor in tensors] for start in range(0, count, rows)]
+    if not torch.is_grad_enabled():
+        return torch.cat([function(*block) for block in blocks])
+    return torch.cat([checkpoint(function, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks])
 
 
 def _require_ids_fit(logits: Tensor, ids: Tensor) -> None:
@@ -234,29 +221,3 @@ def _entropy(table: Tensor, forbidden: Tensor | None) -> Tensor:
     # The fill comes before the product: 0 * -inf is NaN, and it stays NaN in the gradient of a later fill.
     finite = table if forbidden is None else table.masked_fill(forbidden, 0.0)
     return -(table.exp() * finite).sum(dim=-1)
-
-
-def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor, width: int) -> Tensor:
-    """Apply `function` to blocks of rows such that a block has at most `CHUNK_ELEMENTS` logits."""
-    rows = max(1, CHUNK_ELEMENTS // width)
-    if tensors[0].shape[0] <= rows:
-        return function(*tensors)
-    blocks = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([function(*block) for block in blocks])
-    return torch.cat(
-        [checkpoint(function, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks]
-    )
-
-
-def _response_rows(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Callable[[Tensor], Tensor], int]:
-    """Rows at the positions that predict response tokens, how to get logits from rows, and V."""
-    inputs = _forward_inputs(model, batch)
-    # Token t is predicted at t - 1.
-    predicts = batch.response_mask[:, 1:]
-    if not _runs_head_alone(model, inputs):
-        logits = model(**inputs).logits[:, :-1][predicts]
-        return logits, nn.Identity(), logits.shape[-1]
-    hidden = _trunk(model)(**inputs).last_hidden_state[:, :-1][predicts]
-    head = _head(model)
-    return hidden, lambda rows: _apply_head(model, head, rows), int(head.weight.shape[0])

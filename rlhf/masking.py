@@ -11,7 +11,7 @@ from rlhf.shapes import require_rank, require_same_shape
 VARIANCE_FLOOR = 1e-8
 
 
-def masked_fill(x: Tensor, mask: Tensor) -> Tensor:
+def zero_outside(x: Tensor, mask: Tensor) -> Tensor:
     """Copy of `x` with zeros where the mask is False, cutting those positions off the gradient.
 
     Multiplying by the mask is not the same: 0 * NaN is NaN, in the value and in the gradient.
@@ -44,7 +44,7 @@ def masked_sum(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
     Raises:
         ValueError: shapes differ.
     """
-    kept = masked_fill(x, mask)
+    kept = zero_outside(x, mask)
     return kept.sum() if dim is None else kept.sum(dim)
 
 
@@ -84,7 +84,7 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ, or no position is True.
     """
-    return masked_mean((masked_fill(x, mask) - masked_mean(x, mask)) ** 2, mask)
+    return masked_mean((zero_outside(x, mask) - masked_mean(x, mask)) ** 2, mask)
 
 
 def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ, or no position is True.
     """
-    centred = masked_fill(x, mask) - masked_mean(x, mask)
-    return masked_fill(centred * torch.rsqrt(masked_var(x, mask) + VARIANCE_FLOOR), mask)
+    centred = zero_outside(x, mask) - masked_mean(x, mask)
+    return zero_outside(centred * torch.rsqrt(masked_var(x, mask) + VARIANCE_FLOOR), mask)
 
 
 def masked_scale(x: Tensor, mask: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def masked_scale(x: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ, or no position is True.
     """
-    return masked_fill(x, mask) * torch.rsqrt(masked_var(x, mask) + VARIANCE_FLOOR)
+    return zero_outside(x, mask) * torch.rsqrt(masked_var(x, mask) + VARIANCE_FLOOR)
 
 
 def last_true_index(mask: Tensor) -> Tensor:

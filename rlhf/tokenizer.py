@@ -64,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         vocab_size=vocab_size, min_frequency=2, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=END,
@@ -102,7 +102,7 @@ def load_tokenizer(folder: Path | str, *, revision: str | None = None) -> PreTra
         tokenizer.add_special_tokens({"pad_token": PAD})
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -140,6 +140,18 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: Any) -> tuple[int, ...]:
     extra = getattr(generation, "eos_token_id", None)
     found.update(extra if isinstance(extra, (list, tuple)) else [extra])
     return tuple(sorted(token for token in found if isinstance(token, int)))
+
+
+def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of PAD, as a number.
+
+    Raises:
+        ValueError: the tokenizer has none; `load_tokenizer` gives every tokenizer one.
+    """
+    pad = tokenizer.pad_token_id
+    if not isinstance(pad, int):
+        raise ValueError("the tokenizer has no PAD token; load it with load_tokenizer")
+    return pad
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -65,7 +65,7 @@ def read_failure(root: Path, stage: str) -> Failure | None:
     """Read the note of a stage; None when it left none (it was killed, or never began)."""
     try:
         note = json.loads(failure_file(root, stage).read_text(encoding="utf-8"))
-        kind = note["kind"] if note["kind"] in KINDS else "failed"
+        kind: Kind = note["kind"] if note["kind"] in KINDS else "failed"
         return Failure(stage=stage, exit_code=int(note["exit_code"]), sentence=str(note["sentence"]).strip(), kind=kind)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # a note torn by the death of its writer says no more than no note

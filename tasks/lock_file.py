@@ -39,7 +39,8 @@ def read_lock(root: Path) -> dict[str, LockedStage]:
     Raises:
         BadInput: the file is not what DVC writes.
     """
-    from ruamel.yaml import YAML, YAMLError  # reads 3e-6 as a number, as DVC does and PyYAML does not
+    from ruamel.yaml import YAML  # reads 3e-6 as a number, as DVC does and PyYAML does not
+    from ruamel.yaml.error import YAMLError
 
     path = root / LOCK_FILE
     if not path.is_file():

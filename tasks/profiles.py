@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import build, load_section, read_params
+from rlhf.config import load_section, read_params
 from rlhf.errors import BadInput
+from rlhf.launch import Request, launch_settings, parse
 from tasks.yaml_edit import load, set_values
 
 DEFAULT = "default"
+SCRATCH = "scratch"
+GENERATED = "support_desk/"
+"""Files under data/raw that the stage `generate` writes."""
 FROM = "from"
 """Optional key of a profile: the name of the profile whose values hold wherever this one says nothing."""
 
@@ -43,20 +47,6 @@ class Merge:
     """The new params.yaml."""
     params: dict[str, Any]
     """The same, read."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Launch:
-    """The two keys of every section that belong to the launcher and not to the recipe."""
-
-    threads: int
-    launch: str
-
-    def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise ValueError(f"threads is {self.threads}, wanted at least 1")
-        if not self.launch.strip():
-            raise ValueError("launch is empty, wanted `python`, `torchrun ...` or `deepspeed ...`")
 
 
 def names(root: Path) -> list[str]:
@@ -117,13 +107,26 @@ def merge(root: Path, profile: str) -> Merge:
     new_text = set_values(text, _flat(values), file="params.yaml")
     params: dict[str, Any] = load(new_text, file="params.yaml")
     check(root, params, file=f"params.yaml with {path.name}")
-    before, after = _flat(current), _flat(params)
-    changes = [
-        Change(key=key, old=before.get(key), new=after.get(key))
-        for key in [*after, *(k for k in before if k not in after)]
-        if key not in before or key not in after or not _same(before[key], after[key])
-    ]
-    return Merge(profile=profile, changes=tuple(changes), text=new_text, params=params)
+    return Merge(profile=profile, changes=_differences(current, params), text=new_text, params=params)
+
+
+def changes(params_file: Path, text: str) -> tuple[Change, ...]:
+    """List what differs between a parameter file and a text that may replace it."""
+    return _differences(read_params(params_file), load(text, file=params_file.name))
+
+
+def waiting_files(root: Path, params: Mapping[str, Any]) -> list[str]:
+    """Name what the settings need and the project has not got yet, each with the command that brings it."""
+    flat = _flat(params)
+    missing = []
+    for file in flat.get("validate.files", ()):
+        if not str(file).startswith(GENERATED) and not any((root / "data" / "raw").glob(str(file))):
+            missing.append(f"data/raw/{file}; bring it with `ratchet ingest FILE --as {Path(file).name.split('.')[0]}`")
+    base = str(flat.get("sft.base_model", SCRATCH))
+    # A name with an owner is one of the Hugging Face hub; any other is a folder in data/base.
+    if base != SCRATCH and "/" not in base and not (root / "data" / "base" / base).is_dir():
+        missing.append(f"data/base/{base}; bring it with `ratchet ingest --model FOLDER --as {base}`")
+    return missing
 
 
 def check(root: Path, params: Mapping[str, Any], *, file: str = "params.yaml") -> None:
@@ -137,38 +140,45 @@ def check(root: Path, params: Mapping[str, Any], *, file: str = "params.yaml") -
     Raises:
         BadInput: a section or key is unknown or missing, or a value has the wrong type or is out of range.
     """
-    recipes = recipe_of_stage(root)
+    requests = requests_of_stages(root)
     for key in params:
-        if key != "seed" and key not in recipes:
-            near = difflib.get_close_matches(str(key), ["seed", *recipes], n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(recipes)}"
+        if key != "seed" and key not in requests:
+            near = difflib.get_close_matches(str(key), ["seed", *requests], n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(requests)}"
             raise BadInput(f"{file}: unknown section {key}{hint}")
     seed = params.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise BadInput(f"{file}: seed is {seed!r}, wanted a whole number from 0")
-    for stage, recipe in recipes.items():
-        load_section(params, stage, importlib.import_module(f"rlhf.recipes.{recipe}").Config, file=file)
-        section = params[stage]
-        launch = {key: section[key] for key in ("threads", "launch") if key in section}
-        build(_Launch, launch, where=f"{file}: ", prefix=f"{stage}.")
+    for stage, request in requests.items():
+        launch_settings(params, stage)
+        section = {**params[stage], **{field: _lookup(params, key, file) for field, key in request.borrowed.items()}}
+        recipe = importlib.import_module(f"rlhf.recipes.{request.recipe}")
+        load_section({stage: section}, stage, recipe.Config, file=file)
 
 
-def recipe_of_stage(root: Path) -> dict[str, str]:
-    """Read from dvc.yaml which recipe every stage runs: `python -m rlhf.launch STAGE [--recipe R]`.
+def requests_of_stages(root: Path) -> dict[str, Request]:
+    """Read from dvc.yaml what every stage asks of `python -m rlhf.launch`.
 
     Returns:
-        Stage name to recipe name, in the order of dvc.yaml.
+        Stage name to its recipe, paths and borrowed settings, in the order of dvc.yaml.
 
     Raises:
         BadInput: a stage's command is not one of ours.
     """
-    recipes = {}
+    requests = {}
     for stage, block in read_params(root / "dvc.yaml").get("stages", {}).items():
         words = shlex.split(str(block["cmd"]).replace("\\\n", " "))
         if "rlhf.launch" not in words:
-            raise BadInput(f"dvc.yaml: the command of {stage} is {block['cmd']!r}, wanted `exec python -m rlhf.launch ...`")
-        recipes[stage] = words[words.index("--recipe") + 1] if "--recipe" in words else stage
-    return recipes
+            raise BadInput(f"dvc.yaml: {stage} runs {block['cmd']!r}, wanted `exec python -m rlhf.launch ...`")
+        requests[stage] = parse(words[words.index("rlhf.launch") + 1 :])
+    return requests
+
+
+def _lookup(params: Mapping[str, Any], key: str, file: str) -> Any:
+    flat = _flat(params)
+    if key not in flat and key not in params:
+        raise BadInput(f"{file}: missing key {key}, which another stage takes a setting from")
+    return flat.get(key, params.get(key))
 
 
 def _values(root: Path, path: Path) -> tuple[dict[str, Any], bool]:
@@ -218,6 +228,15 @@ def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:
+    old, new = _flat(before), _flat(after)
+    return tuple(
+        Change(key=key, old=old.get(key), new=new.get(key))
+        for key in [*new, *(key for key in old if key not in new)]
+        if key not in old or key not in new or not _same(old[key], new[key])
+    )
+
+
 def _keys(params: Mapping[str, Any]) -> set[str]:
     return set(_flat(params))
 
@@ -225,4 +244,3 @@ def _keys(params: Mapping[str, Any]) -> set[str]:
 def _same(old: Any, new: Any) -> bool:
     # 1 and 1.0 are equal in Python but not to DVC, which would retrain.
     return bool(old == new) and type(old) is type(new)
-

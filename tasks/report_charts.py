@@ -222,11 +222,12 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     match = re.search(r'viewBox="([^"]+)"', opening)
     if match is None:
         raise ValueError(f"chart {name}: matplotlib wrote an SVG without a viewBox")
-    inner = re.sub(r"<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
+    # Matplotlib's style sheet would apply to the whole page; the page has its own rule for charts.
+    inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
     inner = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', inner)
     inner = re.sub(r'xlink:href="#', rf'href="#{name}-', inner)
     inner = re.sub(r"url\(#", f"url(#{name}-", inner)
-    inner = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", inner)
+    inner = re.sub(r"font-family: [^;\"]+;? ?", "", inner)
     for marker, variable in VARIABLES.items():
         inner = inner.replace(marker, variable)
     label = html.escape(title, quote=True)

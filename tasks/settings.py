@@ -6,6 +6,8 @@ test can point the whole of ratchet at a folder of its own.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf.errors import BadInput
@@ -69,14 +71,16 @@ def environment(root: Path | None = None) -> dict[str, str]:
         ROOT_VARIABLE: str(found),
         "PREFECT_HOME": str(state_dir(found) / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_SHOW_UPDATE_NOTIFICATION": "false",
+        "PREFECT_UI_STATIC_DIRECTORY": str(tmp_dir(found) / "prefect-ui"),
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
         # MLflow takes only the literal word; Prefect takes it too.
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_DISABLE_ENV_MANAGER_CONDA_WARNING": "true",
         "DVC_NO_ANALYTICS": "1",
+        # The same folder as core.site_cache_dir in .dvc/config, which DVC takes relative to the current folder.
+        "DVC_SITE_CACHE_DIR": str(tmp_dir(found) / "dvc"),
         "DVC_STUDIO_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -92,9 +96,19 @@ def environment(root: Path | None = None) -> dict[str, str]:
     return result
 
 
-def apply_environment(root: Path | None = None) -> None:
-    """Give this process the environment that children get; call before prefect, dvc or mlflow is imported."""
+@contextmanager
+def applied_environment(root: Path | None = None) -> Iterator[None]:
+    """Give this process, for the length of the block, the environment that children get.
+
+    To be entered before prefect, dvc or mlflow is imported, since they read it then.
+    """
+    before = dict(os.environ)
     os.environ.update(environment(root))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _made(folder: Path) -> Path:

@@ -27,11 +27,11 @@ def load(text: str, *, file: str) -> Any:
     except yaml.YAMLError as error:
         raise BadInput(f"{file}: not valid YAML ({error})") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def set_values(text: str, values: Mapping[str, Any], *, file: str) -> str:
-    """Replace values of a YAML file of one or two levels.
+    """Replace values of a YAML file.
 
     Args:
         text: the file.
@@ -77,7 +77,7 @@ def written_scalar(value: Any) -> str:
         return str(value)
     text = str(value)
     try:
-        if yaml.load(f"[{text}]", Loader) == [text]:  # noqa: S506 -- our Loader is a SafeLoader
+        if yaml.load(f"[{text}]", Loader) == [text]:
             return text
     except (yaml.YAMLError, BadInput):
         pass  # it needs quotes: the next line gives them
@@ -86,16 +86,14 @@ def written_scalar(value: Any) -> str:
 
 def _positions(text: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
     """Find the key node and value node of every dotted key."""
-    root = yaml.compose(text, Loader)
     found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-    if not isinstance(root, yaml.MappingNode):
-        return found
-    for key, value in root.value:
-        if isinstance(value, yaml.MappingNode):
-            for inner_key, inner in value.value:
-                found[f"{key.value}.{inner_key.value}"] = (inner_key, inner)
-        else:
-            found[str(key.value)] = (key, value)
+
+    def visit(node: yaml.Node | None, prefix: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            found[f"{prefix}{key.value}"] = (key, value)
+            visit(value, f"{prefix}{key.value}.")
+
+    visit(yaml.compose(text, Loader), "")
     return found
 
 
@@ -137,6 +135,10 @@ def _flow(value: Any) -> str:
 
 
 def _get(params: Any, key: str) -> Any:
-    section, _, rest = key.partition(".")
-    value = params[section]
-    return value[rest] if rest else value
+    """Walk down to a dotted key; a key that itself holds dots is found too."""
+    if not isinstance(params, Mapping):
+        return None
+    if key in params:
+        return params[key]
+    head, _, rest = key.partition(".")
+    return _get(params.get(head), rest) if rest else None

@@ -81,7 +81,9 @@ def best_of_values(rewards: Sequence[float], values: Sequence[float], n: int) ->
     return sum(sum(w for w, _ in group) * sum(v for _, v in group) / len(group) for group in groups.values())
 
 
-def best_of_frontier(samples: Sequence[Mapping[str, Sequence[float]]], *, sizes: Sequence[int]) -> list[dict[str, float]]:
+def best_of_frontier(
+    samples: Sequence[Mapping[str, Sequence[float]]], *, sizes: Sequence[int]
+) -> list[dict[str, float]]:
     """Best-of-n curve: the mean over prompts of each quantity of the selected sample.
 
     Args:

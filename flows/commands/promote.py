@@ -1,0 +1,48 @@
+"""`ratchet promote VERSION --reason TEXT`: make a version the champion, with the gate's consent or against it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from flows.output import note, show
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "promote",
+        help="make a version the champion",
+        description="Ask the gate about the version and make it the champion. Where the gate is in force and says no, "
+        "nothing moves (exit code 1) unless --override is given; the history keeps that.",
+    )
+    parser.add_argument("version", metavar="VERSION", help="3, v3 or @challenger")
+    parser.add_argument("--reason", required=True, help="why; kept in the history")
+    parser.add_argument("--override", action="store_true", help="promote although the gate says no")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge, then move the champion."""
+    from rlhf.errors import BadInput
+    from tasks.gate import evidence_of, judge_challenger
+    from tasks.registry import promote, version
+    from tasks.registry_config import load_registry_config
+    from tasks.settings import project_root
+
+    root = project_root()
+    number = version(root, args.version).version
+    evidence = None
+    if load_registry_config(root).gate.mode != "off":
+        try:
+            verdict = judge_challenger(root, number)
+            evidence = evidence_of(verdict)
+            note(verdict.sentence)
+        except BadInput as error:
+            if not args.override:
+                raise
+            evidence = {"promote": False, "sentence": f"the gate could not judge: {error}"}
+    move = promote(root, number, reason=args.reason, evidence=evidence, override=args.override)
+    against = ", against the gate's verdict" if move.override else ""
+    show(args, asdict(move), f"{move.model}/{move.after} is champion (before: {move.before or 'none'}){against}")
+    return 0

@@ -1,0 +1,130 @@
+"""`ratchet run`: from the data to a champion; what did not change is skipped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.output import duration, note, show
+from flows.run_lock import run_lock
+
+if TYPE_CHECKING:
+    from flows.retrain import Outcome
+    from tasks.graph import Graph, PlannedStage
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "run",
+        help="take the data to a champion model",
+        description="Run the stages that are not up to date, publish what is new, and let the gate decide.",
+    )
+    parser.add_argument("--until", metavar="STAGE", help="only this stage and what it needs; the gate is not asked")
+    parser.add_argument(
+        "--force", metavar="STAGE", action="append", default=[], help="execute it whatever its state; may be repeated"
+    )
+    parser.add_argument("--no-promote", action="store_true", help="judge the challenger, but leave the champion")
+    parser.add_argument("--flow", action="store_true", help="start the flow although nothing is to be done")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the flow, or say at once that there is nothing to do."""
+    from flows.server import LocalServer, server_is_needed
+    from tasks.settings import applied_environment, project_root
+
+    began = time.monotonic()
+    root = project_root()
+    with applied_environment(root), run_lock(root), ExitStack() as stack:
+        server = LocalServer(root) if server_is_needed() else None
+        if args.flow and server:
+            stack.enter_context(server)  # its start is what takes longest: everything below goes on beside it
+        graph, planned = _plan(root, args)
+        if not args.flow and _nothing_to_do(root, planned):
+            seconds = time.monotonic() - began
+            document = {
+                "exit_code": 0,
+                "stages": [],
+                "up_to_date": [stage.name for stage in planned],
+                "seconds": seconds,
+            }
+            show(args, document, _calm(planned, seconds))
+            return 0
+        if not args.flow and server:
+            stack.enter_context(server)
+        _require_sources(root, graph)
+        outcome = _execute(root, args, server)
+    return _report(root, args, outcome, time.monotonic() - began)
+
+
+def _plan(root: Path, args: argparse.Namespace) -> tuple[Graph, list[PlannedStage]]:
+    from tasks.graph import plan_with_graph
+
+    return plan_with_graph(root, until=args.until, force=args.force)
+
+
+def _nothing_to_do(root: Path, planned: list[PlannedStage]) -> bool:
+    from tasks.publish_ledger import pending
+
+    return all(stage.action == "cached" for stage in planned) and not pending(root)
+
+
+def _calm(planned: list[PlannedStage], seconds: float) -> list[str]:
+    frozen = [stage.name for stage in planned if stage.reasons]
+    lines = [f"nothing to do: {len(planned)} stages are up to date and everything is published ({duration(seconds)})"]
+    lines += [f"{name} is frozen in dvc.yaml; `dvc unfreeze {name}` has its changes looked at again" for name in frozen]
+    return [*lines, "`ratchet status` shows the champion, `ratchet run --flow` goes through the flow anyway"]
+
+
+def _require_sources(root: Path, graph: Graph) -> None:
+    """Refuse to train on a part of the data.
+
+    Raises:
+        BadInput: data that a .dvc file names is not there.
+    """
+    from rlhf.errors import BadInput
+
+    missing = [path for path in graph.sources if not (root / path).exists()]
+    if missing:
+        raise BadInput(
+            f"{', '.join(missing)}: missing, though {missing[0]}.dvc names it; "
+            "`dvc checkout` brings it back from the cache, `dvc pull` from the remote"
+        )
+
+
+def _execute(root: Path, args: argparse.Namespace, server: Any) -> Outcome:
+    if server:
+        os.environ["PREFECT_API_URL"] = server.api_url  # until `applied_environment` ends
+    # Imported here, while the server starts: Prefect takes most of a second.
+    from flows.progress import choose_display
+    from flows.retrain import execute
+
+    if server:
+        server.wait()
+        note(f"this run in a browser, while it lasts: {server.ui_url}")
+    with choose_display(root) as display:
+        return execute(
+            root,
+            until=args.until,
+            force=args.force,
+            promote=not args.no_promote,
+            display=display,
+        )
+
+
+def _report(root: Path, args: argparse.Namespace, outcome: Outcome, seconds: float) -> int:
+    from flows.summary import as_text, collect
+
+    document = collect(root, outcome)
+    document["seconds"] = round(seconds, 1)
+    show(args, document, as_text(document))
+    if outcome.stopped_by is not None:
+        note("stopped; `ratchet run` goes on from the checkpoints")
+    for failure in outcome.failures.values():
+        if failure.kind != "cancelled":
+            note(f"error: {failure.stage}: {failure.sentence}; all it said is in .ratchet/tmp/logs/{failure.stage}.log")
+    return outcome.exit_code

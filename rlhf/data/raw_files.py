@@ -1,0 +1,183 @@
+"""The raw files: finding them, and reading their rows one at a time, whatever is wrong with them.
+
+JSON lines are streamed; a JSON array has to be read whole. Either may be gzipped. A fault that makes a file useless is
+a BadInput; a fault in one row is a RowError in that row's place, so that the rows around it are kept.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from rlhf.data.records import RowError
+from rlhf.errors import BadInput
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+HEAD = 1 << 16
+"""Bytes at the beginning of a file that decide what it is."""
+
+Numbered: TypeAlias = tuple[int, dict[str, Any] | RowError]
+
+
+def find_files(raw: Path, names: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """The raw files that a list of names means.
+
+    Args:
+        raw: the folder of raw data.
+        names: files, folders or glob patterns, relative to `raw`.
+
+    Returns:
+        (name relative to `raw`, path) in the order of the list, each file once; inside folders sorted by name.
+
+    Raises:
+        BadInput: the list is empty, a name leads out of `raw`, or nothing has that name.
+    """
+    if not names:
+        raise BadInput(f"params.yaml: validate.files is empty; name at least one file in {raw} ({_inventory(raw)})")
+    found: dict[str, Path] = {}
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BadInput(
+                f"params.yaml: validate.files names {name!r}, which leads out of {raw}; "
+                "bring the file in with `ratchet ingest FILE --as NAME`"
+            )
+        matches = sorted(raw.glob(name)) if any(sign in name for sign in "*?[") else [raw / name]
+        paths = [path for match in matches if match.exists() for path in files_in(match)]
+        if not paths:
+            raise BadInput(_nothing_there(raw, name))
+        for path in paths:
+            if not path.resolve().is_relative_to(raw.resolve()):
+                raise BadInput(f"{path} is a link that leads out of {raw}; copy the file in with `ratchet ingest`")
+            found[path.relative_to(raw).as_posix()] = path
+    return list(found.items())
+
+
+def files_in(path: Path) -> list[Path]:
+    """A file itself, or the files of known suffixes anywhere below a folder, sorted; hidden ones are left out."""
+    if not path.is_dir():
+        return [path]
+    below = sorted(child for child in path.rglob("*") if child.name.endswith(SUFFIXES) and child.is_file())
+    return [child for child in below if not any(part.startswith(".") for part in child.relative_to(path).parts)]
+
+
+def rows(path: Path) -> Iterator[Numbered]:
+    """Read a file row by row.
+
+    Yields:
+        (number, row): the line's number, from 1, or the place in a JSON array; the row is an object or what is wrong
+        with it. Blank lines are passed over.
+
+    Raises:
+        BadInput: the file is missing, empty, unreadable, not text, in another encoding, or one broken JSON document.
+    """
+    with closing(_open(path)) as stream:
+        try:
+            head = stream.read(HEAD)
+            _refuse_other_than_text(path, head)
+            stream.seek(0)
+            if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+                yield from _array(path, stream.read())
+                return
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise BadInput(f"{path}: not a whole gzip file ({error}); copy it again") from error
+
+
+def _open(path: Path) -> BinaryIO | gzip.GzipFile:
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); check its name and rights") from error
+    if stream.read(2) == b"\x1f\x8b":
+        stream.close()
+        return gzip.open(path, "rb")
+    stream.seek(0)
+    return stream
+
+
+def _refuse_other_than_text(path: Path, head: bytes) -> None:
+    if not head.strip():
+        raise BadInput(f"{path}: is empty; wanted rows of JSON")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadInput(f"{path}: is UTF-16 text; save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8`")
+    if b"\0" in head:
+        raise BadInput(f"{path}: is a binary file (byte {head.index(0)} is zero); wanted JSON in UTF-8 text")
+
+
+def _array(path: Path, content: bytes) -> Iterator[Numbered]:
+    try:
+        items = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path}: byte {error.start} (0x{content[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise BadInput(
+            f"{path}:{error.lineno}: broken JSON ({error.msg}, column {error.colno}), so no row of the array can be "
+            "read; mend it, or store one object a line"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: JSON that cannot be read ({_first_line(error)})") from error
+    if not items:
+        raise BadInput(f"{path}: is an empty JSON array; wanted rows")
+    for number, item in enumerate(items, start=1):
+        yield number, _checked(item)
+
+
+def _parse(line: bytes) -> dict[str, Any] | RowError:
+    try:
+        return _checked(json.loads(line.decode(), object_pairs_hook=_object))
+    except UnicodeDecodeError as error:
+        return RowError("row", f"byte 0x{line[error.start]:02x} in {line.decode(errors='replace')}", "not UTF-8")
+    except json.JSONDecodeError as error:
+        return RowError("row", f"{error.msg}, column {error.colno}: {line.decode().strip()}", "broken JSON")
+    except (ValueError, RecursionError) as error:
+        return RowError("row", f"{_first_line(error)}: {line.decode().strip()}", "JSON that cannot be read")
+
+
+class _Repeated(dict[str, Any]):
+    """An object in which a key stood twice: the parser would keep the last value and say nothing."""
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(items)
+    return built if len(built) == len(items) else _Repeated(built)
+
+
+def _checked(item: Any) -> dict[str, Any] | RowError:
+    if not isinstance(item, dict):
+        return RowError("row", item, "not a JSON object")
+    if isinstance(item, _Repeated) or any(map(_repeats, item.values())):
+        return RowError("row", dict(item), "a key stands twice")
+    return item
+
+
+def _repeats(value: Any) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value, _Repeated) or any(map(_repeats, value.values()))
+    return isinstance(value, list) and any(map(_repeats, value))
+
+
+def _first_line(error: BaseException) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0].split(";")[0]
+
+
+def _nothing_there(raw: Path, name: str) -> str:
+    return (
+        f"params.yaml: validate.files names {name!r}, but {raw} has no such file ({_inventory(raw)}); "
+        f"add it with `ratchet ingest FILE --as {Path(name).name.split('.')[0] or 'NAME'}`"
+    )
+
+
+def _inventory(raw: Path) -> str:
+    names = [
+        f"{child.name}/" if child.is_dir() else child.name
+        for child in sorted(raw.iterdir() if raw.is_dir() else [])
+        if child.is_dir() or child.name.endswith(SUFFIXES)
+    ]
+    return f"it holds {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else "it holds no data"

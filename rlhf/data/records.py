@@ -1,0 +1,152 @@
+"""The canonical record: the one form in which every stage after `validate` meets data.
+
+    demonstration  id prompt response source meta
+    pair           id prompt chosen rejected label annotator score_chosen score_rejected source meta
+    prompt         id prompt source meta
+    probe          a pair whose meta names, under "probe", the one thing that makes `rejected` worse
+
+`prompt` is a list of chat messages {"role", "content"} whose last role is "user". `label` is the probability that
+`chosen` is the better answer, in [0.5, 1]; 0.5 is a tie. `source` is the file's name relative to data/raw, and `meta`
+an object of everything else that the source said.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+Kind: TypeAlias = Literal["demonstration", "pair", "prompt", "probe"]
+Message: TypeAlias = dict[str, str]
+Record: TypeAlias = dict[str, Any]
+
+KINDS: tuple[Kind, ...] = ("demonstration", "pair", "prompt", "probe")
+ROLES = ("system", "user", "assistant")
+ANSWERS: dict[Kind, tuple[str, ...]] = {
+    "demonstration": ("response",),
+    "pair": ("chosen", "rejected"),
+    "prompt": (),
+    "probe": ("chosen", "rejected"),
+}
+"""The fields of each kind that hold an answer."""
+SHOWN = 80
+"""Values in messages and in the quarantine file are cut to this many characters."""
+
+
+class RowError(Exception):
+    """One row cannot become a record; says which field, what was found there, and why that will not do."""
+
+    def __init__(self, field: str, value: object, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.value = value
+        self.reason = reason
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for equal values: sorted keys, no spaces, no escapes for letters.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which JSON has no word for.
+    """
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(text: str, *, salt: str = "") -> int:
+    """The first eight bytes of a SHA-256, as a number; equal everywhere and for ever."""
+    return int.from_bytes(hashlib.sha256(f"{salt}\n{text}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def demonstration(prompt: list[Message], response: str) -> Record:
+    """A canonical demonstration without its origin (see `with_origin`)."""
+    return {"prompt": prompt, "response": response}
+
+
+def pair(
+    prompt: list[Message],
+    first: str,
+    second: str,
+    *,
+    first_is_better: float = 1.0,
+    annotator: str | None = None,
+    scores: tuple[float | None, float | None] = (None, None),
+) -> Record:
+    """A canonical pair without its origin.
+
+    Args:
+        prompt: the conversation so far.
+        first: one answer.
+        second: the other.
+        first_is_better: probability that the first is better; below 0.5 the two change places.
+        annotator: who said so.
+        scores: of first and second, in the annotator's own units.
+    """
+    answers, certainty = (first, second), first_is_better
+    if first_is_better < 0.5:
+        answers, scores, certainty = (second, first), scores[::-1], 1.0 - first_is_better
+    return {
+        "prompt": prompt,
+        "chosen": answers[0],
+        "rejected": answers[1],
+        "label": float(certainty),
+        "annotator": annotator,
+        "score_chosen": scores[0],
+        "score_rejected": scores[1],
+    }
+
+
+def with_origin(kind: Kind, record: Record, *, source: str, identity: object, meta: dict[str, Any]) -> Record:
+    """Complete a record with where it came from.
+
+    Args:
+        kind: what it is.
+        record: its content.
+        source: file name relative to the raw folder.
+        identity: the id in the source, kept when it is text or a number; else the id is a hash of the content.
+        meta: what else the source said.
+    """
+    known = isinstance(identity, (str, int)) and not isinstance(identity, bool) and str(identity).strip()
+    name = str(identity) if known else content_id(kind, record)
+    return {"id": name, **record, "source": source, "meta": meta}
+
+
+def content_id(kind: Kind, record: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that depend on a record's kind and content and on nothing else."""
+    text = json.dumps({**record, "kind": kind}, ensure_ascii=False, sort_keys=True)
+    return f"{digest(text):016x}"[:12]
+
+
+def encode(record: Record) -> str:
+    """The record as its line in a file.
+
+    Raises:
+        RowError: a number is not finite, or a text cannot be written as UTF-8.
+    """
+    try:
+        line = canonical_json(record)
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("text", ascii(error.object[error.start]), "half of a surrogate pair") from error
+    except ValueError as error:
+        field, value = next(_not_finite(record), ("row", None))
+        raise RowError(field, value, "not a finite number") from error
+    return line
+
+
+def shorten(value: object) -> str:
+    """A value as it is shown to people: at most `SHOWN` characters, on one line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text[: 2 * SHOWN].split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every NaN and infinity inside nested objects and lists, with its place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{path}[{index}]")

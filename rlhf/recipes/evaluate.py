@@ -1,0 +1,276 @@
+"""Evaluation: every policy answers held-out prompts, and is compared with the SFT model that it came from.
+
+The method is chosen on dev and reported on test. The judge, trained on pairs that no policy and not the reward model
+saw, decides; where a prompt carries the facts of the embedded task the rubric is reported beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.device import PRECISIONS, choose_device, make_reproducible
+from rlhf.errors import BadInput
+from rlhf.evaluation.answers import Policy, Sampling, answer_rows, divergences, fitting, perplexity, sample
+from rlhf.evaluation.comparison import duel, over_optimised, policy_metrics, select
+from rlhf.evaluation.frontier import best_of_frontier
+from rlhf.evaluation.judging import Scorer, correlation, gold_score, pair_metrics, probe_metrics
+from rlhf.monitor import Monitor
+from rlhf.outputs import read_jsonl, write_csv, write_jsonl, write_metrics
+from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
+
+BASELINE, AGAIN = "sft", "sft_again"
+SPLITS = ("dev", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Settings of the evaluation."""
+
+    policies: tuple[str, ...]
+    """Policies to compare, the baseline `sft` first; a subset of sft, ppo, dpo."""
+    temperature: float
+    """Temperature at which answers are sampled and KL is measured; above 0."""
+    max_new_tokens: int
+    """Longest answer, tokens; at least 1."""
+    dev_prompts: int
+    """Most dev prompts answered by each policy; the method is chosen on them; at least 1."""
+    test_prompts: int
+    """Most test prompts answered by each policy; all results are reported on them; at least 1."""
+    held_out_records: int
+    """Most test demonstrations, pairs and probes that are read, of each kind; at least 1."""
+    best_of: tuple[int, ...]
+    """Sizes n of the best-of-n frontier, ascending, each at least 1; may be empty."""
+    best_of_prompts: int
+    """Test prompts of the best-of-n frontier; each costs the largest n in samples; at least 1."""
+    batch: int
+    """Answers sampled or scored at once; at least 1."""
+    win_tolerance: float
+    """Dev win rates this close count as equal, and the lower KL is chosen; in [0, 1]."""
+    tie_tolerance: float
+    """Scores of two answers this close are a tie, in the score's unit; at least 0."""
+    resamples: int
+    """Bootstrap resamples of the prompts behind each 95% interval; at least 100."""
+    precision: str
+    """Number format of forward passes: auto, float32 or bfloat16."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.policies[:1] != (BASELINE,) or len(set(self.policies)) != len(self.policies):
+            raise ValueError(f"policies is {list(self.policies)}, wanted distinct names with {BASELINE} first")
+        require_above_zero(temperature=self.temperature)
+        require_at_least(1, max_new_tokens=self.max_new_tokens, batch=self.batch, best_of_prompts=self.best_of_prompts)
+        require_at_least(1, dev_prompts=self.dev_prompts, test_prompts=self.test_prompts)
+        require_at_least(1, held_out_records=self.held_out_records)
+        require_at_least(100, resamples=self.resamples)
+        require_at_least(0, tie_tolerance=self.tie_tolerance)
+        require_fraction(win_tolerance=self.win_tolerance)
+        require_choice(PRECISIONS, precision=self.precision)
+        if list(self.best_of) != sorted(set(self.best_of)) or any(n < 1 for n in self.best_of):
+            raise ValueError(f"best_of is {list(self.best_of)}, wanted ascending sizes of at least 1")
+
+
+def main(
+    config: Config, *, seed: int, stage: str, sft: Path, ppo: Path, dpo: Path, reward: Path, judge: Path,
+    prompts: Path, pairs: Path, demonstrations: Path, probes: Path, answers: Path, frontier: Path, metrics: Path,
+) -> None:  # fmt: skip
+    """Evaluate the policies.
+
+    Args:
+        config: settings.
+        seed: seed of samples and resampling.
+        stage: name of the stage.
+        sft: folder of the baseline policy.
+        ppo: folder of the PPO policy.
+        dpo: folder of the DPO policy.
+        reward: folder of the reward model that training saw.
+        judge: folder of the one that it did not see.
+        prompts: folder with dev.jsonl and test.jsonl of prompt records.
+        pairs: the same of pair records.
+        demonstrations: the same of demonstration records.
+        probes: the same of minimal pairs, all of them in test.jsonl.
+        answers: written: every answer with its scores.
+        frontier: written: KL against scores, of the policies and of best-of-n.
+        metrics: written: the results.
+
+    Raises:
+        BadInput: an unknown policy, a missing file, or no held-out prompt.
+    """
+    # 1. Load the baseline and the two scorers, and choose the prompts.
+    make_reproducible(seed)
+    device = choose_device()
+    folders = {"sft": sft, "ppo": ppo, "dpo": dpo}
+    if unknown := set(config.policies) - set(folders):
+        raise BadInput(f"{stage}.policies names {sorted(unknown)}, wanted some of {', '.join(folders)}")
+    sampling = Sampling(
+        temperature=config.temperature, max_new_tokens=config.max_new_tokens, batch=config.batch,
+        precision=config.precision, seed=seed,
+    )  # fmt: skip
+    baseline = Policy.load(sft, device=device)
+    scorers = {
+        name: Scorer.load(folder, device=device, batch=config.batch, precision=config.precision)
+        for name, folder in (("reward", reward), ("judge", judge))
+    }
+    chosen_prompts = {
+        split: _prompts(prompts / f"{split}.jsonl", baseline, config, most)
+        for split, most in zip(SPLITS, (config.dev_prompts, config.test_prompts), strict=True)
+    }
+    written = _first(demonstrations / "test.jsonl", config.held_out_records)
+
+    # 2. Let every policy answer, the baseline twice: the second sample shows how far chance alone goes.
+    names = [*config.policies[:1], AGAIN, *config.policies[1:]]
+    monitor = Monitor(stage, len(names) + 2)
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in SPLITS}
+    perplexities: dict[str, float | None] = {}
+    for step, name in enumerate(names, start=1):
+        policy = baseline if name in (BASELINE, AGAIN) else Policy.load(folders[name], device=device)
+        for scorer in scorers.values():
+            _check_tokens(policy, scorer, folders.get(name, sft))
+        for split in SPLITS:
+            drawn = sample(policy, chosen_prompts[split], sampling, name=name)
+            kl = divergences(policy, baseline, drawn, sampling)
+            rows[split][name] = answer_rows(drawn, split=split, policy=name, kl=kl, **scorers)
+        if name != AGAIN:
+            perplexities[name] = perplexity(policy, written, batch=config.batch, precision=config.precision)
+        shown = {key: _mean([row[key] for row in rows["test"][name]]) for key in ("judge", "reward", "kl", "tokens")}
+        monitor.log(step, **shown)
+
+    # 3. Sum up each split, choose on dev, and look for reward that was won without being deserved.
+    settings: dict[str, Any] = {"tolerance": config.tie_tolerance, "resamples": config.resamples, "seed": seed}
+    candidates = config.policies[1:]
+    results = {split: _summary(rows[split], candidates, settings) for split in SPLITS}
+    for name, value in perplexities.items():
+        if value is not None:
+            results["test"][name]["perplexity"] = value
+    selected = select(results["dev"], candidates, tolerance=config.win_tolerance) if candidates else BASELINE
+    duels = {
+        f"{ours}_vs_{theirs}": _duels(rows["test"][ours], rows["test"][theirs], settings)
+        for ours, theirs in combinations(candidates, 2)
+    }
+
+    # 4. Ask how far the scorers can be trusted: labels, rubric, and pairs in which a single fact is wrong.
+    held_out = _first(pairs / "test.jsonl", config.held_out_records)
+    minimal = _first(probes / "test.jsonl", config.held_out_records)
+    trust = {name: _trust(scorer, name, held_out, minimal, rows["test"][BASELINE]) for name, scorer in scorers.items()}
+    monitor.log(len(names) + 1, pairs=len(held_out), probes=len(minimal))
+
+    # 5. Draw the frontier: what choosing the best of n baseline answers buys for its KL.
+    curve = _best_of(baseline, scorers, chosen_prompts["test"][: config.best_of_prompts], sampling, config.best_of)
+    monitor.log(len(names) + 2, best_of=float(max(config.best_of, default=0)))
+
+    # 6. Write.
+    everything = [row for split in SPLITS for name in sorted(rows[split]) for row in rows[split][name]]
+    write_jsonl(answers, everything)
+    points: list[dict[str, float | int | str]] = [
+        {"policy": name, **_point(results["test"][name])} for name in config.policies
+    ]
+    points += [{"policy": f"best-of-{row['n']:.0f}", **_point(row)} for row in curve]
+    write_csv(frontier, points, first=("policy", "kl", "gold", "judge", "reward"))
+    write_metrics(
+        metrics,
+        {
+            "selected": selected,
+            **results,
+            "duels": duels,
+            "reward_model": trust["reward"],
+            "judge": trust["judge"],
+            "frontier": {f"best_of_{row['n']:.0f}": _point(row) for row in curve},
+            "prompts": {split: len(found) for split, found in chosen_prompts.items()},
+        },
+    )
+
+
+def _first(path: Path, most: int) -> list[dict[str, Any]]:
+    """The first records of a file by id, so that a cap does not depend on the order of the file."""
+    return sorted(read_jsonl(path), key=lambda record: str(record["id"]))[:most]
+
+
+def _prompts(path: Path, policy: Policy, config: Config, most: int) -> list[Mapping[str, Any]]:
+    found = fitting(read_jsonl(path), policy, max_new_tokens=config.max_new_tokens, most=most)
+    if not found:
+        raise BadInput(
+            f"{path}: there is no prompt that leaves {config.max_new_tokens} tokens of the context for an answer; "
+            "add prompts, raise the share of this split, or lower evaluate.max_new_tokens"
+        )
+    return found
+
+
+def _check_tokens(policy: Policy, scorer: Scorer, folder: Path) -> None:
+    if policy.tokenizer.get_vocab() != scorer.tokenizer.get_vocab():
+        raise BadInput(f"{folder}: its tokens are not those of the reward models; train them from the same SFT model")
+
+
+def _summary(
+    rows: Mapping[str, list[dict[str, Any]]], candidates: Sequence[str], settings: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Results of every policy on one split."""
+    results = {
+        name: policy_metrics(found, None if name == BASELINE else rows[BASELINE], **settings)
+        for name, found in rows.items()
+    }
+    for name in candidates:
+        results[name]["over_optimised"] = over_optimised(results[name], results[BASELINE])
+    return results
+
+
+def _duels(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, float]:
+    results: dict[str, float] = {}
+    for measure in ("judge", "gold"):
+        won = duel(ours, theirs, measure, **settings)
+        if won is not None:
+            results |= {f"{measure}_win": won.mean, f"{measure}_win_low": won.low, f"{measure}_win_high": won.high}
+    return results
+
+
+def _trust(
+    scorer: Scorer,
+    measure: str,
+    pairs: list[dict[str, Any]],
+    probes: list[dict[str, Any]],
+    sampled: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Agreement of a scorer with annotators, with the rubric on pairs and on the model's own answers, and on probes."""
+    result: dict[str, Any] = pair_metrics(pairs, scorer.score_pairs(pairs), scale=scorer.model.std) if pairs else {}
+    graded = [(row[measure], row["gold"]) for row in sampled if row["gold"] is not None]
+    agreement = correlation([score for score, _ in graded], [points for _, points in graded])
+    if agreement is not None:
+        result["correlation_gold"] = agreement
+    if probes:
+        result["probes"] = probe_metrics(probes, scorer.score_pairs(probes))
+    return result
+
+
+def _best_of(
+    policy: Policy,
+    scorers: Mapping[str, Scorer],
+    prompts: Sequence[Mapping[str, Any]],
+    sampling: Sampling,
+    sizes: Sequence[int],
+) -> list[dict[str, float]]:
+    """Best-of-n curve of the baseline's answers, chosen by the reward model."""
+    if not sizes:
+        return []
+    drawn = [answer for n in range(sizes[-1]) for answer in sample(policy, prompts, sampling, name=f"best_of_{n}")]
+    ids = [answer.prompt_ids for answer in drawn], [answer.ids for answer in drawn]
+    columns: dict[str, list[Any]] = {name: scorer.score_ids(*ids) for name, scorer in scorers.items()}
+    columns["gold"] = [gold_score(answer.prompt["meta"], answer.text, ended=answer.ended) for answer in drawn]
+    if None in columns["gold"]:
+        del columns["gold"]
+    # The samples lie round by round, so every len(prompts)-th belongs to one prompt.
+    samples = [
+        {name: values[place :: len(prompts)] for name, values in columns.items()} for place in range(len(prompts))
+    ]
+    return best_of_frontier(samples, sizes=sizes)
+
+
+def _point(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: values[key] for key in ("kl", "gold", "judge", "reward") if key in values}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else torch.nan

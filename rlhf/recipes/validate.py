@@ -1,0 +1,267 @@
+"""Raw files of any known format become canonical records: checked, deduplicated, split, counted.
+
+What is refused is written to the quarantine with its file, line, field, value and reason. Nothing here depends on the
+seed of the run: which split a prompt belongs to is decided by `split_seed` alone, and stays.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from rlhf.data import contracts, intake, splits, statistics
+from rlhf.data.detect import Detected
+from rlhf.data.intake import Refused, Row
+from rlhf.data.ledger import FOLDERS, Ledger
+from rlhf.data.raw_files import find_files
+from rlhf.data.records import Record, demonstration
+from rlhf.errors import BadInput
+from rlhf.outputs import write_jsonl, write_metrics
+
+log = logging.getLogger(__name__)
+
+CHUNK = 5000
+"""Rows that go through the contracts together."""
+WORST = 3
+"""Reasons named when there are too many bad rows."""
+NEEDED: tuple[tuple[str, splits.Split], ...] = (
+    *[(folder, split) for folder in ("demonstrations", "pairs", "prompts") for split in splits.SPLITS],
+    ("judge_pairs", "train"),
+)
+"""Parts without which a later stage could not work."""
+PAIRS = ("pairs", "judge_pairs")
+PROMPT_SOURCES = {"prompts": (), "pairs": PAIRS, "all": (*PAIRS, "demonstrations")}
+"""Folders whose prompts are added to the prompt records, by `prompts_from`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Settings of `validate`."""
+
+    files: tuple[str, ...]
+    """Names relative to data/raw: files, folders or glob patterns; at least one."""
+    formats: dict[str, str]
+    """Format by file name, for files whose format is not to be detected; may be empty."""
+    max_bad_fraction: float
+    """The stage fails when a larger share of the raw rows is refused, in [0, 1]."""
+    test_fraction: float
+    """Share of the prompts kept for the final report and the gate, in (0, 1)."""
+    dev_fraction: float
+    """Share of the prompts on which choices are made, in (0, 1)."""
+    judge_fraction: float
+    """Share of the training prompts whose pairs only the judge sees, in (0, 1)."""
+    split_seed: int
+    """Part of the hash that splits prompts; changing it moves every prompt."""
+    max_prompt_chars: int
+    """Longest prompt, all its messages together, characters, at least 1."""
+    max_response_chars: int
+    """Longest answer, characters, at least 1."""
+    demonstrations_from: Literal["auto", "demonstrations", "chosen"]
+    """Where demonstrations come from; auto: demonstration records, or the chosen answers where there are none."""
+    prompts_from: Literal["auto", "prompts", "pairs", "all"]
+    """Where prompts come from; auto: prompt records, else the prompts of the pairs, else of the demonstrations."""
+    max_demonstrations: int | None
+    """Most training demonstrations; null for all."""
+    max_pairs: int | None
+    """Most training pairs of the reward model, and of the judge; null for all."""
+    max_prompts: int | None
+    """Most training prompts; null for all."""
+    max_held_out: int | None
+    """Most records of each kind in dev, and in test; null for all. Probes are not limited."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("test_fraction", "dev_fraction", "judge_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted a fraction between 0 and 1")
+        if self.test_fraction + self.dev_fraction >= 1:
+            raise ValueError("test_fraction and dev_fraction leave nothing for training; their sum must be below 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction is {self.max_bad_fraction}, wanted a fraction between 0 and 1")
+        for name in (entry.name for entry in fields(self) if entry.name.startswith("max_")):
+            value = getattr(self, name)
+            if name != "max_bad_fraction" and value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, wanted at least 1")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened to the raw rows."""
+
+    read: int = 0
+    refused: list[Refused] = field(default_factory=list)
+    duplicates: int = 0
+
+    def by_reason(self) -> Counter[str]:
+        """Refused rows by the first reason of each."""
+        return Counter(failure.reason for failure in self.first_failures())
+
+    def first_failures(self) -> list[Refused]:
+        """One failure for each refused row."""
+        first: dict[tuple[str, int], Refused] = {}
+        for failure in self.refused:
+            first.setdefault((failure.file, failure.line), failure)
+        return list(first.values())
+
+
+def main(
+    config: Config,
+    *,
+    seed: int,
+    stage: str,
+    raw: Path,
+    demonstrations: Path,
+    pairs: Path,
+    judge_pairs: Path,
+    prompts: Path,
+    probes: Path,
+    quarantine: Path,
+    metrics: Path,
+) -> None:
+    """Validate the files that `config.files` names.
+
+    Args:
+        config: settings.
+        seed: not used; see the module's text.
+        stage: not used; the recipe serves one stage.
+        raw: folder of raw files.
+        demonstrations: folder to write; like the next four it gets train.jsonl, dev.jsonl and test.jsonl.
+        pairs: the same, for the reward model and DPO.
+        judge_pairs: the same, for the judge; its dev and test are those of `pairs`.
+        prompts: the same.
+        probes: the same; all probes are in test.
+        quarantine: file to write, one refused row (or one of several failures of it) a line.
+        metrics: file to write.
+
+    Raises:
+        BadInput: a file is of no use, too many rows are refused, or a split stays empty.
+    """
+    # 1. which files, in which formats: refused here before anything is read whole
+    files = intake.formats(find_files(raw, config.files), config.formats)
+    where = dict(zip(FOLDERS, (demonstrations, pairs, judge_pairs, prompts, probes), strict=True))
+    split_of = partial(
+        splits.split_of, seed=config.split_seed, test_fraction=config.test_fraction, dev_fraction=config.dev_fraction
+    )
+    for_judge = partial(splits.is_for_judge, seed=config.split_seed, judge_fraction=config.judge_fraction)
+    with Ledger(quarantine.parent / ".spool", split_of, for_judge) as ledger:
+        # 2. read, check, drop what is there already
+        tally = _read(config, files, ledger)
+        write_jsonl(quarantine, map(Refused._asdict, tally.refused))
+        _refuse_too_many(config, tally, quarantine)
+        # 3. decisions that need the whole
+        contradictions = ledger.drop_contradictions()
+        _derive(config, ledger)
+        _limit(config, ledger)
+        not_held_out = ledger.drop_known_probes()
+        # 4. write
+        write_jsonl(quarantine, map(Refused._asdict, [*tally.refused, *contradictions, *not_held_out]))
+        _refuse_empty(ledger)
+        counts = {folder: ledger.write(folder, where[folder]) for folder in FOLDERS}
+        bad = len(tally.first_failures())
+        figures = {
+            "rows": {
+                "read": tally.read,
+                "refused": bad,
+                "refused_fraction": bad / tally.read,
+                "duplicates": tally.duplicates,
+                "contradictory": len(contradictions),
+                "probes_not_held_out": len(not_held_out),
+                "repeated_ids": ledger.repeated_ids,
+            },
+            "refused": dict(sorted(tally.by_reason().items())),
+            "kept": counts,
+            "prompts_in_two_splits": statistics.shared_prompts(ledger),
+            "pairs": statistics.describe_pairs(list(ledger.pairs())),
+            "mean_chars": statistics.mean_lengths(ledger),
+        }
+    write_metrics(metrics, figures)
+    log.info("%d of %d rows refused, %d duplicates, kept %s", bad, tally.read, tally.duplicates, counts)
+
+
+def _read(config: Config, files: list[tuple[str, Path, Detected]], ledger: Ledger) -> Tally:
+    """Read all files in chunks, through the contracts and into the ledger."""
+    tally = Tally()
+    limits = contracts.Limits(prompt_chars=config.max_prompt_chars, response_chars=config.max_response_chars)
+    for name, path, detected in files:
+        lines: set[int] = set()
+        stream = intake.read(path, name, detected)
+        while chunk := list(islice(stream, CHUNK)):
+            lines.update(found.line for found in chunk)
+            tally.refused += [found for found in chunk if isinstance(found, Refused)]
+            good, failures = contracts.check([found for found in chunk if isinstance(found, Row)], limits)
+            tally.refused += failures
+            tally.duplicates += sum(not ledger.add(row) for row in good)
+        tally.read += len(lines)
+    return tally
+
+
+def _refuse_too_many(config: Config, tally: Tally, quarantine: Path) -> None:
+    failures = tally.first_failures()
+    if len(failures) <= config.max_bad_fraction * tally.read:
+        return
+    examples: dict[str, Refused] = {}
+    for failure in failures:
+        examples.setdefault(failure.reason, failure)
+    worst = "; ".join(
+        f"{reason} in {count} rows ({example.file}:{example.line} {example.field}: {example.value!r})"
+        for reason, count in tally.by_reason().most_common(WORST)
+        if (example := examples[reason])
+    )
+    raise BadInput(
+        f"{len(failures)} of {tally.read} raw rows ({len(failures) / tally.read:.1%}) are bad, more than "
+        f"validate.max_bad_fraction = {config.max_bad_fraction:g} allows: {worst}; all are listed in {quarantine}"
+    )
+
+
+def _derive(config: Config, ledger: Ledger) -> None:
+    """Take demonstrations from pairs and prompts from pairs or demonstrations, as the settings say."""
+
+    def there_are(folder: str) -> bool:
+        return any(ledger.parts[folder, split].kept() for split in splits.SPLITS)
+
+    demonstrations_from = config.demonstrations_from
+    if demonstrations_from == "auto":
+        demonstrations_from = "demonstrations" if there_are("demonstrations") else "chosen"
+    if demonstrations_from == "chosen":
+        ledger.discard("demonstrations")
+        for folder in PAIRS:
+            ledger.derive("demonstration", folder, _chosen)
+
+    prompts_from = config.prompts_from
+    if prompts_from == "auto":
+        prompts_from = "prompts" if there_are("prompts") else "pairs" if there_are("pairs") else "all"
+    if prompts_from == "pairs":
+        ledger.discard("prompts")
+    for folder in PROMPT_SOURCES[prompts_from]:
+        ledger.derive("prompt", folder, lambda record: {"prompt": record["prompt"]})
+
+
+def _chosen(pair: Record) -> Record | None:
+    """The better answer as a demonstration; of a tie neither is."""
+    return demonstration(pair["prompt"], pair["chosen"]) if pair["label"] > 0.5 else None
+
+
+def _limit(config: Config, ledger: Ledger) -> None:
+    training = {
+        "demonstrations": config.max_demonstrations,
+        "pairs": config.max_pairs,
+        "judge_pairs": config.max_pairs,
+        "prompts": config.max_prompts,
+    }
+    for folder, most in training.items():
+        ledger.limit(folder, "train", most)
+        ledger.limit(folder, "dev", config.max_held_out)
+        ledger.limit(folder, "test", config.max_held_out)
+
+
+def _refuse_empty(ledger: Ledger) -> None:
+    for folder, split in NEEDED:
+        if not ledger.parts[folder, split].kept():
+            there = ", ".join(f"{len(ledger.parts[name, 'train'].kept())} {name}" for name in FOLDERS[:4])
+            raise BadInput(
+                f"no record is left for {folder}/{split} (training has {there}); add data to validate.files, "
+                "or change the fractions or the sources of demonstrations and prompts in params.yaml"
+            )

@@ -1,0 +1,228 @@
+"""What a policy did on a batch of prompts, and what the other three roles say about it.
+
+Each function adds one thing: the sampled batch, its scores, its log-probabilities under policy and reference, its
+values. All of them work on the ids that were sampled; nothing is decoded and encoded again on the way.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf import distributed
+from rlhf.batches import Batch, collate
+from rlhf.generation import generate
+from rlhf.kl import kl_k1
+from rlhf.logprobs import scatter_response
+from rlhf.losses.value import explained_variance
+from rlhf.masking import VARIANCE_FLOOR, masked_sum, masked_whiten, zero_outside
+from rlhf.reference import Comparison
+from rlhf.reward_model import RewardModel
+from rlhf.row_blocks import in_row_blocks
+
+
+class Sampled(NamedTuple):
+    """A batch of fresh responses, shortest row first, so that neighbours need little padding."""
+
+    batch: Batch
+    captured: Tensor
+    """Log-probabilities as the generator saw them, nats, 0 outside the response. [B, T] float32"""
+    ended: Tensor
+    """True where the response ended by a stop token, False where it was cut. [B] bool"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """Everything that the epochs of one update read. No field carries a gradient; all but `ended` are float32."""
+
+    batch: Batch
+    logprobs: Tensor
+    """log pi(token) under the policy that sampled, nats. [B, T]"""
+    values: Tensor
+    """V of the state in which the token was chosen, reward units, before the update. [B, T]"""
+    advantages: Tensor
+    """Whitened over the global batch. [B, T]"""
+    returns: Tensor
+    """Targets of the value model, reward units. [B, T]"""
+
+    def __len__(self) -> int:
+        """Number of responses on this rank."""
+        return self.batch.input_ids.shape[0]
+
+    def parts(self, size: int | None) -> list["Rollout"]:
+        """The rollout in row order, in parts of `size` rows; None for one part."""
+        size = size or len(self)
+        return [self.take(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
+
+    def take(self, rows: Sequence[int]) -> "Rollout":
+        """Some rows as a rollout, cut to the longest of them."""
+        index = torch.tensor(list(rows), device=self.batch.input_ids.device)
+        width = int(self.batch.attention_mask[index].sum(dim=1).max())
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[index, :width]
+
+        return Rollout(
+            batch=Batch(cut(self.batch.input_ids), cut(self.batch.attention_mask), cut(self.batch.response_mask)),
+            logprobs=cut(self.logprobs),
+            values=cut(self.values),
+            advantages=cut(self.advantages),
+            returns=cut(self.returns),
+        )
+
+
+def sample_responses(
+    policy: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    stops: Sequence[int],
+    forbidden: Tensor,
+    pad_id: int,
+    source: torch.Generator,
+) -> Sampled:
+    """Sample one response to each prompt and lay both end to end.
+
+    Args:
+        policy: what answers.
+        prompts: token ids of B prompts.
+        max_new_tokens: longest response, tokens.
+        temperature: divides the logits, above 0.
+        stops: tokens that end a response; nothing follows them.
+        forbidden: True at tokens that are never sampled. [V] bool
+        pad_id: id written into the padding.
+        source: of the random numbers.
+
+    Returns:
+        The batch on the policy's device.
+    """
+    drawn = generate(
+        policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stops, forbidden=forbidden,
+        pad_id=pad_id, generator=source,
+    )  # fmt: skip
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, drawn.responses, strict=True)]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batch = collate([prompts[row] for row in order], [drawn.responses[row] for row in order], pad_id=pad_id)
+    captured = torch.tensor([value for row in order for value in drawn.logprobs[row]], dtype=torch.float32)
+    ended = torch.tensor([drawn.ended[row] for row in order])
+    device = policy.device
+    return Sampled(batch.to(device), scatter_response(captured, batch.response_mask).to(device), ended.to(device))
+
+
+@torch.no_grad()
+def score_responses(
+    reward_model: RewardModel,
+    batch: Batch,
+    ended: Tensor,
+    *,
+    missing_eos_penalty: float,
+    reward_clip: float | None,
+    rows: int,
+) -> Tensor:
+    """Normalised scores of whole responses, with a fixed bad score for those that were cut.
+
+    The score of a cut response is replaced, not lowered: a reward model has seen finished replies only, and what it
+    says about half of one means nothing.
+
+    Args:
+        reward_model: shares the policy's tokens.
+        batch: prompts and responses. [B, T]
+        ended: True where the response ended by itself. [B] bool
+        missing_eos_penalty: standard deviations below the mean of reference replies; at least 0.
+        reward_clip: scores are clamped to +- this many standard deviations; None for never.
+        rows: rows of one forward pass.
+
+    Returns:
+        Scores, in standard deviations of reference replies. [B]
+    """
+
+    def score(part: Batch) -> Tensor:
+        return reward_model.normalised(reward_model(part.input_ids, part.attention_mask, part.response_mask))
+
+    scores = in_row_blocks(score, batch, rows)
+    if reward_clip is not None:
+        scores = scores.clamp(-reward_clip, reward_clip)
+    return torch.where(ended, scores, torch.full_like(scores, -missing_eos_penalty))
+
+
+def state_values(value_model: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> Tensor:
+    """Value of the state in which each response token was chosen.
+
+    A value model says at position t what it expects after token t, so token t was chosen in the state of t - 1.
+
+    Args:
+        value_model: from ids and attention mask to one number per position; gradient flows.
+        batch: prompts and responses. [B, T]
+
+    Returns:
+        Values, reward units, 0 outside the response. [B, T]
+    """
+    scores = value_model(batch.input_ids, batch.attention_mask)
+    return zero_outside(torch.cat((torch.zeros_like(scores[:, :1]), scores[:, :-1]), dim=1), batch.response_mask)
+
+
+def whiten_globally(advantages: Tensor, response_mask: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the response tokens of all ranks, so that results do not depend on their number.
+
+    Args:
+        advantages: this rank's. [B, T]
+        response_mask: True where the policy sampled the token. [B, T] bool
+
+    Returns:
+        Whitened advantages, 0 outside the response. [B, T]
+    """
+    if distributed.world_size() == 1:
+        return masked_whiten(advantages, response_mask)
+    kept = zero_outside(advantages, response_mask).double()
+    first = distributed.reduce_sum({"sum": float(kept.sum()), "count": float(response_mask.sum())})
+    centred = kept - first["sum"] / first["count"]
+    squares = distributed.reduce_sum({"squares": float(masked_sum(centred**2, response_mask))})["squares"]
+    scale = (squares / first["count"] + VARIANCE_FLOOR) ** -0.5
+    return zero_outside((centred * scale).to(advantages.dtype), response_mask)
+
+
+def describe(
+    old: Comparison,
+    batch: Batch,
+    captured: Tensor,
+    *,
+    rewards: Tensor,
+    scores: Tensor,
+    ended: Tensor,
+    values: Tensor,
+    returns: Tensor,
+) -> dict[str, float]:
+    """What is recorded of a rollout: means over the responses, or over the response tokens, of all ranks.
+
+    Args:
+        old: policy and reference on the sampled tokens.
+        batch: prompts and responses. [B, T]
+        captured: log-probabilities as the generator saw them, nats. [B, T]
+        rewards: rewards of tokens, reward units. [B, T]
+        scores: of responses, reward units. [B]
+        ended: True where the response ended by itself. [B] bool
+        values: of states, reward units. [B, T]
+        returns: targets of the value model, reward units. [B, T]
+
+    Returns:
+        Metrics by name; `docs/metrics.md` explains each.
+    """
+    mask = batch.response_mask
+    columns = {
+        "reward": rewards.sum(dim=1),
+        "score": scores,
+        "kl": old.kl.sum(dim=1),
+        "kl_k1": kl_k1(old.logprobs, old.ref_logprobs).sum(dim=1),
+        "entropy": old.entropy[mask],
+        "length_tokens": mask.sum(dim=1),
+        "end_rate": ended,
+        "explained_variance": explained_variance(values, returns, mask).reshape(1),
+        "sampler_gap": (captured - old.logprobs).abs()[mask],
+    }
+    sums = distributed.reduce_sum({name: float(column.double().sum()) for name, column in columns.items()})
+    counts = distributed.reduce_sum({name: float(column.numel()) for name, column in columns.items()})
+    return {name: sums[name] / counts[name] for name in columns}

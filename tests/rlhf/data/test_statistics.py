@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from rlhf.data.intake import Row
+from rlhf.data.ledger import Entry, Ledger
+from rlhf.data.records import demonstration, encode, pair, with_origin
+from rlhf.data.statistics import describe_pairs, double_ratings, mean_lengths, shared_prompts
+
+
+def entry(answers: int = 1, direction: int = 1, annotator: str | None = None, chars: tuple[int, int] = (3, 2)) -> Entry:
+    return Entry(0, 0, answers, direction, annotator, 5, chars, "f", 1)
+
+
+def test_only_what_two_people_saw_is_a_double_rating() -> None:
+    pairs = [
+        entry(1, 1, "b"),
+        entry(1, -1, "a"),
+        entry(2, 1, "a"),
+        entry(3, 1, None),
+        entry(3, -1, None),
+        entry(1, 0, "a"),  # a second thought of the same person does not count
+    ]
+    assert double_ratings(pairs) == [(-1, 1)]
+
+
+def test_pairs_are_described() -> None:
+    pairs = [
+        entry(1, 1, "a", (10, 4)),
+        entry(1, -1, "b", (4, 10)),
+        entry(2, 1, "a", (6, 2)),
+        entry(3, 0, None, (8, 4)),  # a tie says nothing about length
+        entry(4, 1, None, (5, 5)),  # nor do equal lengths
+    ]
+    found = describe_pairs(pairs)
+    assert found == {
+        "rows": 5,
+        "tie_share": pytest.approx(0.2),
+        "chosen_chars": pytest.approx(33 / 5),
+        "rejected_chars": pytest.approx(25 / 5),
+        "longer_wins": pytest.approx(2 / 3),
+        "annotators": {"a": 2, "b": 1},
+        "rated_twice": 1,
+        "agreement": 0.0,
+        "kappa": pytest.approx(0.0),  # p_o = 0 and p_e = 0: they never use the same word
+    }
+    assert describe_pairs([]) == {"rows": 0}
+
+
+def test_lengths_and_leaks_of_a_ledger(tmp_path: Path) -> None:
+    splits = iter(["train", "test", "train"])
+    with Ledger(tmp_path / "spool", lambda _: next(splits), lambda _: False) as ledger:  # type: ignore[arg-type,return-value]
+        for text in ("abc", "abc"):
+            prompt = [{"role": "user", "content": text}]
+            content = demonstration(prompt, "12345") if len(ledger.prompts("train")) == 0 else pair(prompt, "1", "123")
+            kind = "demonstration" if "response" in content else "pair"
+            record = with_origin(kind, content, source="f", identity=None, meta={})  # type: ignore[arg-type]
+            ledger.add(Row(kind, record, encode(record), "f", 1))  # type: ignore[arg-type]
+        assert mean_lengths(ledger) == {
+            "demonstrations": {"prompt": 3, "answer": 5},
+            "pairs": {"prompt": 3, "answer": 2},
+        }
+        # the same prompt was put into train and into test on purpose
+        assert shared_prompts(ledger) == 1

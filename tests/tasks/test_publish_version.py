@@ -1,0 +1,83 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from tasks.mlflow_store import connect
+from tasks.publish_version import find_version
+from tasks.settings import state_dir, tracking_uri
+
+pytest_plugins = ["tests.registry_fixtures"]
+
+
+def test_a_version_is_small_and_has_signature_example_and_requirements(published: Path) -> None:
+    from mlflow.models import Model, get_model_info
+
+    connect(published)
+    info = get_model_info("models:/policy/2")
+    assert info.signature is not None
+    assert info.signature.inputs is not None
+    assert info.signature.inputs.input_names() == ["prompt", "messages"]
+    assert info.signature.params is not None
+    assert {param.name for param in info.signature.params} == {"temperature", "max_new_tokens", "seed"}
+    folder = Path(info.model_uri if Path(info.model_uri).is_dir() else _folder(published, "2"))
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 100_000
+    assert {"MLmodel", "served_model.py", "input_example.json", "requirements.txt"} <= {
+        f.name for f in folder.iterdir()
+    }
+    lines = (folder / "requirements.txt").read_text().split()
+    assert {line.partition("==")[0] for line in lines} >= {"mlflow", "torch", "transformers", "safetensors", "dvc"}
+    assert isinstance(Model.load(str(folder)), Model)
+
+
+def _folder(root: Path, number: str) -> str:
+    client = connect(root)
+    model_id = client.get_model_version("policy", number).model_id
+    return client.get_logged_model(model_id).artifact_location.removeprefix("file://")
+
+
+def test_the_logged_model_carries_the_final_metrics(published: Path) -> None:
+    client = connect(published)
+    model = client.get_logged_model(client.get_model_version("policy", "2").model_id)
+    assert {(metric.key, metric.value) for metric in model.metrics} >= {("dev/loss", 1.25), ("accuracy", 0.75)}
+
+
+def test_weights_are_stored_once(published: Path) -> None:
+    stored = state_dir(published) / "mlflow-artifacts"
+    assert list(stored.rglob("*.safetensors")) == []
+
+
+def test_it_generates_from_another_folder_and_process(published: Path, tmp_path: Path) -> None:
+    connect(published).set_registered_model_alias("policy", "champion", "2")
+    code = (
+        "import mlflow, pandas as pd, sys\n"
+        "model = mlflow.pyfunc.load_model('models:/policy@champion')\n"
+        "out = model.predict(pd.DataFrame({'prompt': ['Hello', 'Where?']}), params={'max_new_tokens': 4})\n"
+        "assert len(out) == 2 and all(isinstance(text, str) for text in out), out\n"
+        "sys.stdout.write('done')"
+    )
+    env = {"MLFLOW_TRACKING_URI": tracking_uri(published), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "done", done.stderr[-2000:]
+
+
+def test_the_judge_scores(published: Path) -> None:
+    import mlflow
+
+    connect(published)
+    model = mlflow.pyfunc.load_model("models:/judge/1")
+    scores = model.predict(pd.DataFrame({"prompt": ["Hello"], "response": ["I sent a full refund."]}))
+    assert len(scores) == 1
+    assert isinstance(scores[0], float)
+
+
+def test_versions_are_found_by_stage_and_hash(published: Path) -> None:
+    client = connect(published)
+    md5 = client.get_model_version("policy", "2").tags["ratchet.output_md5"]
+    found = find_version(client, "policy", "ppo", md5)
+    assert found is not None
+    assert str(found.version) == "2"
+    assert find_version(client, "policy", "sft", md5) is None
