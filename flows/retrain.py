@@ -161,6 +161,11 @@ def finish(root: Path, outcome: Outcome, *, gate: bool, promote: bool) -> None:
     from tasks.stage_outputs import model_outputs
 
     if pending(root):
+        # A version must not point at weights that nobody else can have: first the remote, then the registry.
+        pushed = push(root, return_state=True)
+        if not pushed.is_completed():
+            outcome.publish_error = _message(pushed.result(raise_on_failure=False))
+            return
         state = publish_models(root, outcome.commit, return_state=True)
         if state.is_completed():
             outcome.published = state.result()
@@ -173,6 +178,14 @@ def finish(root: Path, outcome: Outcome, *, gate: bool, promote: bool) -> None:
             outcome.decision, outcome.champion = judged.result()
         else:
             outcome.gate_error = _message(judged.result(raise_on_failure=False))
+
+
+@task(name="push", task_run_name="push", cache_policy=NO_CACHE, persist_result=False)
+def push(root: Path) -> str | None:
+    """Bring outputs to the DVC remote, where there is one."""
+    from tasks.remote import push_outputs
+
+    return push_outputs(root, on_line=get_run_logger().info)
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)

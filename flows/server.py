@@ -87,9 +87,10 @@ class LocalServer:
         attempt = 1
         while not self._healthy():
             if self._process is None or self._process.poll() is not None:
-                if attempt == ATTEMPTS:
+                # Somebody may have taken the port between our look and its start.
+                if attempt == ATTEMPTS or "address already in use" not in self._said():
                     raise StageFailed(self._complaint("ended while it started"))
-                attempt += 1  # somebody may have taken the port between our look and its start
+                attempt += 1
                 self._start()
             if time.monotonic() >= deadline:
                 self.stop()
@@ -135,8 +136,11 @@ class LocalServer:
         except OSError:
             return False
 
+    def _said(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.is_file() else ""
+
     def _complaint(self, what: str) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines() if self._log.is_file() else []
+        lines = self._said().splitlines()
         last = f" (its last line: {lines[-1].strip()})" if lines else ""
         where = self._log.relative_to(self._root) if self._log.is_relative_to(self._root) else self._log
         return f"the local Prefect server {what}{last}; see {where}, or name a running server in PREFECT_API_URL"

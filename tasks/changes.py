@@ -115,6 +115,8 @@ class Inspector:
         if view.stage.is_callback or view.stage.always_changed:
             return PlannedStage(name=name, action="run", reasons=(Reason(kind="always", name=name),))
         certain = [*view.stage_reasons, *view.dependency_reasons, *view.parameter_reasons]
+        if view.waits_for and view.new:  # what else may follow tells nobody anything
+            return PlannedStage(name=name, action="run", reasons=tuple(certain))
         if view.waits_for:
             outs = view.output_reasons
             lost = bool(outs) and not self._can_restore(view, use_lock=True)
@@ -156,13 +158,13 @@ class _View:
         self.stage, self._inspector = stage, inspector
         self._params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
         self._files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
-        self._new = not any(out.hash_info for out in stage.outs) and not any(dep.hash_info for dep in stage.deps)
+        self.new = not any(out.hash_info for out in stage.outs) and not any(dep.hash_info for dep in stage.deps)
 
     @cached_property
     def stage_reasons(self) -> list[Reason]:
         """It never ran, or its command differs."""
         name = self.stage.name
-        if self._new:
+        if self.new:
             return [Reason(kind="new", name=name)]
         return [Reason(kind="command", name=name)] if self.stage.changed_stage() else []
 
@@ -178,7 +180,7 @@ class _View:
         reasons = []
         for dep in self._files:
             path = self._inspector.path(dep)
-            if self._new or self._inspector.unsettled(path):
+            if self.new or self._inspector.unsettled(path):
                 continue
             old = dep.hash_info.value if dep.hash_info else None
             content = self._present(dep, path)
@@ -191,7 +193,7 @@ class _View:
     def parameter_reasons(self) -> list[Reason]:
         """Parameters whose value differs from the record."""
         reasons = []
-        for dep in self._params if not self._new else []:
+        for dep in self._params if not self.new else []:
             recorded = dep.hash_info.value if dep.hash_info else {}
             present = dep.read_params()
             for name in dep.params or {**present, **recorded}:
@@ -206,7 +208,7 @@ class _View:
         """Outputs that are missing, changed by hand, or no longer in the cache."""
         words = {"deleted": "missing", "modified": "not what the stage wrote", "not in cache": "not in DVC's cache"}
         reasons = []
-        for out in self.stage.outs if not self._new else []:
+        for out in self.stage.outs if not self.new else []:
             for state in out.status().values():
                 word = words.get(state, state) if out.exists else "missing"
                 reasons.append(Reason(kind="output", name=self._inspector.path(out), new=word))
@@ -216,7 +218,7 @@ class _View:
         """Return the stage's own record in the form of the run-cache; None if an output has none."""
         from dvc.stage.serialize import to_single_stage_lockfile
 
-        if self._new or not all(out.hash_info for out in self.stage.outs):
+        if self.new or not all(out.hash_info for out in self.stage.outs):
             return None
         return to_single_stage_lockfile(self.stage)
 

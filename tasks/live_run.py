@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.live import follow, live_file, read_rows
 from tasks.mlflow_store import StoreUnreachable, connect, experiment_id, translated
+from tasks.registry_config import MODEL_STAGES
 from tasks.stage_outputs import row_metrics
 
 if TYPE_CHECKING:
@@ -38,13 +39,15 @@ def follow_live(root: Path, stage: str, *, stop: Callable[[], bool], since: floa
 
     Args:
         root: the project's root.
-        stage: its name.
+        stage: its name; only stages that make a model have runs.
         stop: asked now and then; the stage has ended.
         since: only a live file written at or after this time (seconds since 1970) counts.
 
     Returns:
         Id of the run, None when there were no rows or no store.
     """
+    if stage not in MODEL_STAGES:
+        return None
     pending: list[dict[str, Any]] = []
     run_id, key, logged = None, None, 0.0
     try:

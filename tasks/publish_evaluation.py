@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks.live_run import metric_name
 from tasks.model_card import model_card
-from tasks.publish_version import find_version
+from tasks.publish_version import find_version, model_id_of
 from tasks.registry_config import RegistryConfig
 from tasks.stage_outputs import EvaluationOutput, flat_numbers
 
@@ -57,7 +57,7 @@ def _attach(client: MlflowClient, version: ModelVersion, stage: str, evaluation:
     when = int(run.info.start_time) + step
     numbers = {split: (evaluation.report.get(split) or {}).get(stage) or {} for split in SPLITS}
     metrics = [
-        Metric(metric_name(f"{split}/{name}"), value, when, step, model_id=version.model_id)
+        Metric(metric_name(f"{split}/{name}"), value, when, step, model_id=model_id_of(version))
         for split in SPLITS
         for name, value in flat_numbers(numbers[split])
     ]

@@ -29,6 +29,11 @@ def find_version(client: MlflowClient, name: str, stage: str, md5: str) -> Model
     return min(found, key=lambda version: int(version.version), default=None)
 
 
+def model_id_of(version: ModelVersion) -> str:
+    """Return the id of the logged model behind a version; not every store fills the field of that name."""
+    return str(version.model_id or str(version.source).removeprefix("models:/"))
+
+
 def register(
     client: MlflowClient,
     run_id: str,
@@ -87,8 +92,9 @@ def _log_model(client: MlflowClient, run_id: str, output: StageOutput, places: D
     from mlflow.models import Model
 
     is_policy = output.stage in POLICY_STAGES
+    kind = "policy" if is_policy else "scorer"
     config = {
-        "kind": "policy" if is_policy else "scorer",
+        "kind": kind,
         "output_md5": output.md5,
         "files": output_files(places, output.md5, MODELS + output.stage),
         "project_root": str(output.root),
@@ -102,7 +108,7 @@ def _log_model(client: MlflowClient, run_id: str, output: StageOutput, places: D
         name=output.stage,
         source_run_id=run_id,
         params=run.data.params,
-        model_type=config["kind"],
+        model_type=kind,
     )
     with tempfile.TemporaryDirectory(prefix="ratchet-model-") as scratch:
         folder = str(Path(scratch) / "model")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import BadInput
 from rlhf.outputs import atomic_writer, read_jsonl
@@ -20,6 +20,9 @@ from tasks.report_decision import read_decision
 from tasks.report_samples import Group, choose_samples
 from tasks.report_tables import LABELS, Tables, data_tables, parameter_sections, show_number, stage_rows
 from tasks.settings import tmp_dir
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SAMPLES_EACH = 3
@@ -50,6 +53,7 @@ def render(root: Path) -> Path:
     )
     environment.filters["number"] = show_number
     environment.filters["label"] = _label
+    environment.filters["code"] = _code
     context = collect(root)
     # Charts are the only markup that is not escaped; their texts were escaped when they were drawn.
     for chart in _charts_of(context):
@@ -94,6 +98,16 @@ def _label(name: str) -> str:
     return LABELS.get(name, name)
 
 
+def _code(text: str) -> Markup:
+    """Show what stands between backticks as code; everything is escaped."""
+    from markupsafe import Markup
+
+    parts = [
+        Markup("<code>{}</code>" if index % 2 else "{}").format(part) for index, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
+
+
 def _samples(path: Path, evaluation: Mapping[str, Any]) -> list[Group]:
     if not path.is_file() or not evaluation:
         return []
@@ -111,7 +125,7 @@ def _training(folder: Path) -> Tables:
             title = f"{spec.stage}: {spec.title}"
             svg = line_chart(f"curve-{number}", title, lines, x_label="step", y_label=spec.y_label)
             stages[spec.stage].append({"title": spec.title, "svg": svg, "note": spec.note})
-    return [{"name": stage, "charts": charts} for stage, charts in stages.items()]
+    return [{"name": stage, "title": STAGES[stage], "charts": charts} for stage, charts in stages.items()]
 
 
 def _charts_of(value: Any) -> Iterator[dict[str, Any]]:

@@ -105,7 +105,7 @@ def frontier_chart(name: str, title: str, points: Sequence[Point], *, y_label: s
     if curve:
         xs, ys = [p.kl for p in curve], [p.value for p in curve]
         axes.plot(xs, ys, color=SERIES[3], linewidth=1.4, marker="o", markersize=3.5, label="best of n", linestyle="--")
-        for point in curve:
+        for point in dict.fromkeys((curve[0], curve[-1])):
             _note(axes, point, f"n={point.policy.removeprefix(BEST_OF)}", below=True)
     others = [p for p in points if not p.policy.startswith(BEST_OF)]
     for index, point in enumerate(others):
@@ -134,7 +134,7 @@ def win_rate_chart(name: str, title: str, bars: Sequence[Bar]) -> str:
     """
     if not bars:
         raise ValueError(f"chart {name} got no bars")
-    figure, axes = _canvas("share of prompts won against SFT (ties count half)", "", height=0.9 + 0.42 * len(bars))
+    figure, axes = _canvas("share of prompts won, ties half", "", height=0.9 + 0.42 * len(bars))
     for row, bar in enumerate(bars):
         colour = POLICY_COLOURS.get(bar.policy, SERIES[4])
         axes.barh(row, bar.value, height=0.62, color=colour, alpha=0.85)

@@ -39,7 +39,14 @@ CURVES = (
     CurveSpec("dpo", "Loss", "nats per pair", {"loss": "train", "dev_loss": "held out"}),
 )
 
-STAGES = tuple(dict.fromkeys(spec.stage for spec in CURVES))
+STAGES = {
+    "sft": "Supervised fine-tuning",
+    "reward": "Reward model",
+    "judge": "Judge",
+    "ppo": "PPO",
+    "dpo": "DPO",
+}
+"""Trained stages in reading order, with the names that people read."""
 
 
 def read_curve(path: Path) -> dict[str, tuple[list[float], list[float]]]:

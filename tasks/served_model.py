@@ -23,8 +23,7 @@ from mlflow.pyfunc.model import PythonModel
 OVERRIDE = "RATCHET_WEIGHTS_DIR"
 SAFE: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 DEFAULTS = {"temperature": 0.0, "max_new_tokens": 128, "seed": 0}
-BATCH = 32
-"""Prompts generated together; more would only raise the peak memory."""
+BATCH = 32  # prompts generated together; more would only raise the peak memory
 
 
 class WeightsMissing(RuntimeError):
@@ -133,9 +132,8 @@ def _pull(config: Mapping[str, Any], scratch: Path) -> Path:
     settings = f"[core]\n no_scm = true\n remote = origin\n analytics = false\n site_cache_dir = {scratch / 'site'}\n"
     settings += f"['remote \"origin\"']\n url = {config['remote']}\n"
     (own / "config").write_text(settings, encoding="utf-8")
-    secrets = Path(root) / ".dvc" / "config.local" if root else None
-    if secrets is not None and secrets.is_file():  # the project's own access to its remotes
-        shutil.copyfile(secrets, own / "config.local")
+    if root and (Path(root) / ".dvc" / "config.local").is_file():  # the project's own access to its remotes
+        shutil.copyfile(Path(root) / ".dvc" / "config.local", own / "config.local")
     path = "weights" if md5.endswith(".dir") else next(iter(config["files"]))
     (scratch / "weights.dvc").write_text(f"outs:\n- {{md5: {md5}, hash: md5, path: {path}}}\n", encoding="utf-8")
     command = [sys.executable, "-m", "dvc", "fetch", "--quiet", "weights.dvc"]

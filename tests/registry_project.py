@@ -136,7 +136,7 @@ _made: list[Path] = []
 
 
 def fresh_copy(base: Path, target: Path) -> Path:
-    """Return a copy, at `target`, of a project that is made once per test session, in `base`, with nothing published."""
+    """Return a copy, at `target`, of a project that is made once per test session, in `base`; nothing is published."""
     if not _made:
         from tasks.mlflow_store import connect
 

@@ -53,14 +53,7 @@ print(f"{name}: begins", flush=True)
 pathlib.Path(f".ratchet/tmp/pid-{name}").write_text(str(os.getpid()))
 count = pathlib.Path(f".ratchet/tmp/count-{name}")
 count.write_text(str(int(count.read_text()) + 1 if count.exists() else 1))
-live = pathlib.Path(f".ratchet/tmp/live/{name}/key.jsonl")
-live.parent.mkdir(parents=True, exist_ok=True)
-live.write_text("")
-if settings["sleep"]:
-    for step in range(1, 11):
-        with live.open("a") as stream:
-            stream.write(json.dumps({"step": step, "total": 10, "time": time.time(), "loss": 1 / step}) + "\\n")
-        time.sleep(settings["sleep"] / 10)
+time.sleep(settings["sleep"])
 fail = settings["fail"]
 if fail and fail != "no":
     if fail == "kill" or (fail == "kill_once" and count.read_text() == "1"):

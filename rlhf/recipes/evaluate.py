@@ -255,7 +255,9 @@ def _best_of(
     """Best-of-n curve of the baseline's answers, chosen by the reward model."""
     if not sizes:
         return []
-    drawn = [answer for n in range(sizes[-1]) for answer in sample(policy, prompts, sampling, name=f"best_of_{n}")]
+    # A sample belongs to its id, so every round has ids of its own; one call for all rounds fills whole batches.
+    rounds = [{**record, "id": f"{record['id']}#{n}"} for n in range(sizes[-1]) for record in prompts]
+    drawn = sample(policy, rounds, sampling, name="best_of")
     ids = [answer.prompt_ids for answer in drawn], [answer.ids for answer in drawn]
     columns: dict[str, list[Any]] = {name: scorer.score_ids(*ids) for name, scorer in scorers.items()}
     columns["gold"] = [gold_score(answer.prompt["meta"], answer.text, ended=answer.ended) for answer in drawn]

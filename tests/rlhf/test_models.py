@@ -108,7 +108,8 @@ def test_dropout_of_the_base_model_never_reaches_the_log_probs(tmp_path, tokeniz
 
 
 def test_attention_dropout_of_llama_is_removed_too():
-    model = LlamaForCausalLM(LlamaConfig(16, 16, 32, 1, 2, attention_dropout=0.3)).train()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes, attention_dropout=0.3)).train()
     remove_dropout(model)
     assert model.model.layers[0].self_attn.attention_dropout == 0.0
 

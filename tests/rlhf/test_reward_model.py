@@ -22,7 +22,8 @@ def tokenizer():
 def sft(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sft")
-    save_policy(build_policy(tokenizer, hidden=WIDTH, layers=2, heads=2, intermediate=64, context=64), tokenizer, folder)
+    policy = build_policy(tokenizer, hidden=WIDTH, layers=2, heads=2, intermediate=64, context=64)
+    save_policy(policy, tokenizer, folder)
     return folder
 
 

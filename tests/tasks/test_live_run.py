@@ -107,5 +107,9 @@ def test_without_a_store_following_ends_and_says_nothing_worse(unpublished: Path
     assert sweep_dead_runs(unpublished) == []
 
 
+def test_stages_without_a_model_have_no_run(unpublished: Path) -> None:
+    assert follow_live(unpublished, "evaluate", stop=lambda: False) is None
+
+
 def test_names_become_what_mlflow_accepts() -> None:
     assert metric_name("final/win (%)") == "final/win ___"

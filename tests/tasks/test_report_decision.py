@@ -6,7 +6,6 @@ from tasks.gate import decide_and_promote
 from tasks.report import render
 from tasks.report_decision import read_decision
 
-
 pytest_plugins = ["tests.registry_fixtures"]
 
 

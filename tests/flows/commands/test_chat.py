@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from flows.commands.chat import Messages, converse
+from rlhf.evaluation.reply import Reply
 from tests.flows.commands.models_project import write_models_project
 
 
@@ -41,18 +43,30 @@ def test_a_seed_repeats_an_answer(root: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_conversation_is_kept_until_reset(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "sys.stdin", io.StringIO("Order 201.\nOrder 201.\n/reset\nOrder 201.\n\n/what\n/quit\nnever read\n")
-    )
-    assert chat(root, "sft", "--greedy") == 0
+    asked: list[list[str]] = []
+
+    def answer(messages: Messages) -> Reply:
+        asked.append([message["content"] for message in messages])
+        return Reply(text=f"answer {len(asked)}", ended=True, tokens=2, forgotten=0)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n/reset\nthree\n\n/what\n/quit\nnever read\n"))
+    converse([{"role": "system", "content": "rules"}], answer)
+    assert asked == [["rules", "one"], ["rules", "one", "answer 1", "two"], ["rules", "three"]]
     captured = capsys.readouterr()
-    first, second, third = captured.out.splitlines()
-    assert first == third  # the same conversation again
-    assert second != first  # the model saw the first exchange
+    assert captured.out == "answer 1\nanswer 2\nanswer 3\n"
     assert "starting over" in captured.err
     assert "/quit leaves" in captured.err
+
+
+def test_lines_of_a_file_are_turns(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second message is too long for the model: that is said, and the conversation goes on.
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Order 201.\n{'lamp ' * 300}\nOrder 201.\n"))
+    assert chat(root, "sft", "--seed", "4") == 0
+    assert "shorten it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
