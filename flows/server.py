@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-from rlhf.errors import StageFailed
+from rlhf.errors import BadInput, StageFailed
 from tasks import supervisor
 from tasks.settings import environment, tmp_dir
 
@@ -40,6 +41,29 @@ UNUSED_SERVICES = (
 def server_is_needed() -> bool:
     """Whether the user has named no server in PREFECT_API_URL."""
     return not os.environ.get("PREFECT_API_URL")
+
+
+def require_named_server(limit: float = 10.0) -> None:
+    """Make sure that somebody answers at PREFECT_API_URL; Prefect itself would try for minutes.
+
+    Args:
+        limit: seconds to wait at most.
+
+    Raises:
+        BadInput: nobody does.
+    """
+    url = os.environ["PREFECT_API_URL"]
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=limit):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers, if only to say that it wants a key, which Prefect has and we have not
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise BadInput(
+            f"PREFECT_API_URL={url}: no Prefect server answers there ({reason}); start it, or unset the variable "
+            "and Ratchet brings a server of its own"
+        ) from error
 
 
 class LocalServer:

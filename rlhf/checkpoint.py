@@ -159,7 +159,7 @@ class Checkpoints:
 
 
 def prune(stage: str, key: str, keep: int = 2) -> None:
-    """Remove the state of all but the `keep` most recent keys of a stage, never that of `key`, so disk use is bounded."""
+    """Remove all but the `keep` most recent keys of a stage, never `key` itself, so that disk use is bounded."""
     folder = FOLDER / stage
     if not folder.is_dir():
         return

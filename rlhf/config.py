@@ -55,7 +55,9 @@ def read_params(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file; it holds the settings of every stage (see profiles/default.yaml)") from error
+        raise BadInput(
+            f"{path}: no such file; it holds the settings of every stage (see profiles/default.yaml)"
+        ) from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     loader = Loader(text)
@@ -67,7 +69,7 @@ def read_params(path: Path) -> dict[str, Any]:
         where = f"{path.name}:{mark.line + 1}" if mark else path.name
         raise BadInput(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     if not isinstance(params, dict):
         raise BadInput(f"{path.name}: got {type(params).__name__}, wanted one section per stage")
     return params
@@ -90,7 +92,9 @@ def load_section(params: Mapping[str, Any], section: str, cls: type[T], *, file:
     values = params[section]
     if not isinstance(values, Mapping):
         raise BadInput(f"{file}: {section} is {_show(values)}, wanted a section with the keys {', '.join(_names(cls))}")
-    return build(cls, {k: v for k, v in values.items() if k not in LAUNCH_KEYS}, where=f"{file}: ", prefix=f"{section}.")
+    return build(
+        cls, {k: v for k, v in values.items() if k not in LAUNCH_KEYS}, where=f"{file}: ", prefix=f"{section}."
+    )
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str, prefix: str) -> T:

@@ -101,7 +101,7 @@ class DeepSpeedEngine:
             weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
         return {
             "module": weights,
-            "optimizer": self.engine.optimizer.state_dict(),
+            "optimizer": {key: value for key, value in self.engine.optimizer.state_dict().items() if _is_plain(value)},
             "counters": [self.steps, self.skipped, self.bad_in_a_row],
         }
 
@@ -124,6 +124,15 @@ class DeepSpeedEngine:
         parameters = list(self.engine.module.parameters())
         with self.gathered_parameters(parameters, modifier_rank=0 if change else None):
             yield self.engine.module
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value loads without unpickling code; DeepSpeed's own objects are rebuilt from its settings instead."""
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in [*value.keys(), *value.values()])
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str) or type(value) in (Tensor, nn.Parameter)
 
 
 def _import_deepspeed() -> Any:

@@ -104,7 +104,9 @@ def launch_settings(params: Mapping[str, Any], stage: str) -> tuple[int, list[st
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise BadInput(f"{PARAMS}: {stage}.threads is {threads!r}, wanted a whole number of at least 1")
     if not isinstance(line, str) or shlex.split(line)[:1] not in (["python"], ["torchrun"], ["deepspeed"]):
-        raise BadInput(f"{PARAMS}: {stage}.launch is {line!r}, wanted a line that begins with python, torchrun or deepspeed")
+        raise BadInput(
+            f"{PARAMS}: {stage}.launch is {line!r}, wanted a line that begins with python, torchrun or deepspeed"
+        )
     return threads, shlex.split(line)
 
 
@@ -207,7 +209,9 @@ def run(arguments: Sequence[str]) -> int:
         if error.errno not in STORAGE_ERRORS:
             return _unexpected(stage, error)
         where = error.filename or "a file"
-        return _report(stage, 1, "failed", f"cannot write {where}: {error.strerror}; free space or rights, then run again")
+        return _report(
+            stage, 1, "failed", f"cannot write {where}: {error.strerror}; free space or rights, then run again"
+        )
     except Exception as error:  # the last door: whatever it is, its trace is shown and the stage fails
         return _unexpected(stage, error)
     return 0

@@ -241,5 +241,5 @@ def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 def _hush() -> None:
     """No progress bars for files that take a blink; no word on stdout from DeepSpeed, which saving may import."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

@@ -91,7 +91,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise BadInput(f"{path}:{number}: not JSON ({error.msg}); the stage that writes it must run again") from error
+                raise BadInput(
+                    f"{path}:{number}: not JSON ({error.msg}); the stage that writes it must run again"
+                ) from error
             if not isinstance(row, dict):
                 raise BadInput(f"{path}:{number}: got a {type(row).__name__}, wanted a JSON object")
             yield row

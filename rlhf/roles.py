@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.batches import Batch
 from rlhf.errors import BadInput
 from rlhf.models import context_length, forbidden_ids, load_policy
 from rlhf.reward_model import RewardModel
@@ -34,6 +35,12 @@ class Roles:
     stops: tuple[int, ...]
     """Tokens that end a response."""
     pad_id: int
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        """Score of each response, in standard deviations of reference replies. Shape [B]."""
+        raw = self.reward_model(batch.input_ids, batch.attention_mask, batch.response_mask)
+        return self.reward_model.normalised(raw)
 
     def room(self, max_new_tokens: int) -> int:
         """Longest prompt, in tokens, that leaves room for a response."""

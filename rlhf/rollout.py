@@ -20,7 +20,6 @@ from rlhf.logprobs import scatter_response
 from rlhf.losses.value import explained_variance
 from rlhf.masking import VARIANCE_FLOOR, masked_sum, masked_whiten, zero_outside
 from rlhf.reference import Comparison
-from rlhf.reward_model import RewardModel
 from rlhf.row_blocks import in_row_blocks
 
 
@@ -115,7 +114,7 @@ def sample_responses(
 
 @torch.no_grad()
 def score_responses(
-    reward_model: RewardModel,
+    score: Callable[[Batch], Tensor],
     batch: Batch,
     ended: Tensor,
     *,
@@ -129,7 +128,7 @@ def score_responses(
     says about half of one means nothing.
 
     Args:
-        reward_model: shares the policy's tokens.
+        score: from a batch to normalised scores, `Roles.score`.
         batch: prompts and responses. [B, T]
         ended: True where the response ended by itself. [B] bool
         missing_eos_penalty: standard deviations below the mean of reference replies; at least 0.
@@ -139,10 +138,6 @@ def score_responses(
     Returns:
         Scores, in standard deviations of reference replies. [B]
     """
-
-    def score(part: Batch) -> Tensor:
-        return reward_model.normalised(reward_model(part.input_ids, part.attention_mask, part.response_mask))
-
     scores = in_row_blocks(score, batch, rows)
     if reward_clip is not None:
         scores = scores.clamp(-reward_clip, reward_clip)

@@ -1,17 +1,16 @@
 """Prompt records as token ids, and a policy's answers to a few of them for people to read while it trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.batches import collate
+from rlhf.batches import Batch, collate
 from rlhf.generation import generate, row_uniforms
 from rlhf.models import forbidden_ids
 from rlhf.outputs import read_jsonl
-from rlhf.reward_model import RewardModel
 from rlhf.tokenizer import decode_response, encode_prompt, pad_of, stop_ids
 
 SHOWN = 4
@@ -50,7 +49,7 @@ def show(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    reward_model: RewardModel | None = None,
+    score: Callable[[Batch], Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Sample one answer to each of the first few questions.
 
@@ -65,7 +64,7 @@ def show(
         max_new_tokens: longest answer, tokens.
         temperature: divides the logits, above 0.
         seed: source of the random numbers.
-        reward_model: gives each row a `reward`, in standard deviations of reference replies; must share the tokens.
+        score: gives each row its `reward`; from a batch on the policy's device to one number per row.
 
     Returns:
         Rows with step, prompt, response and ended.
@@ -89,10 +88,8 @@ def show(
         }
         for question, ids, ended in zip(asked, sampled.responses, sampled.ended, strict=True)
     ]
-    if reward_model is not None:
+    if score is not None:
         batch = collate(prompts, sampled.responses, pad_id=pad_id).to(policy.device)
-        with torch.no_grad():
-            raw = reward_model(batch.input_ids, batch.attention_mask, batch.response_mask)
-        for row, score in zip(rows, reward_model.normalised(raw).tolist(), strict=True):
-            row["reward"] = round(score, 4)
+        for row, reward in zip(rows, score(batch).tolist(), strict=True):
+            row["reward"] = round(reward, 4)
     return rows

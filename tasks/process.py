@@ -71,31 +71,16 @@ def run_supervised(
     lines: list[str] = []
     reader = threading.Thread(target=_read, args=(process, lines, on_line), daemon=True)
     reader.start()
-    stopped = False
-    peak = 0.0
-    sampled = float("-inf")
     try:
-        while process.poll() is None:
-            if not stopped and cancelled():
-                stopped = True
-                process.send_signal(signal.SIGTERM)
-            if time.monotonic() - sampled >= SAMPLE_SECONDS:
-                sampled = time.monotonic()
-                peak = max(peak, resident_mb(process.pid))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
+        stopped, peak = _watch(process, cancelled)
     finally:
         if process.poll() is None:  # an exception on its way through, such as Ctrl-C
             process.send_signal(signal.SIGTERM)
             process.wait()
         reader.join()
-    return Ended(
-        exit_code=process.returncode,
-        lines=tuple(lines),
-        seconds=time.monotonic() - started,
-        peak_mb=peak,
-        cancelled=stopped,
-    )
+    seconds = time.monotonic() - started
+    code = process.returncode
+    return Ended(exit_code=code, lines=tuple(lines), seconds=seconds, peak_mb=peak, cancelled=stopped)
 
 
 def resident_mb(pid: int) -> float:
@@ -106,6 +91,21 @@ def resident_mb(pid: int) -> float:
             pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
             total += pages * os.sysconf("SC_PAGE_SIZE")
     return total / 1e6
+
+
+def _watch(process: "subprocess.Popen[str]", cancelled: Callable[[], bool]) -> tuple[bool, float]:
+    """Wait for the end; returns whether it was cancelled, and the largest resident memory in 10**6 bytes."""
+    stopped, peak, sampled = False, 0.0, float("-inf")
+    while process.poll() is None:
+        if not stopped and cancelled():
+            stopped = True
+            process.send_signal(signal.SIGTERM)
+        if time.monotonic() - sampled >= SAMPLE_SECONDS:
+            sampled = time.monotonic()
+            peak = max(peak, resident_mb(process.pid))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
+    return stopped, peak
 
 
 def _read(process: "subprocess.Popen[str]", lines: list[str], on_line: Callable[[str], None]) -> None:

@@ -29,7 +29,7 @@ CURVES = (
     CurveSpec("judge", "Accuracy", "share of pairs", {"accuracy": "train", "dev_accuracy": "held out"}),
     CurveSpec("judge", "Loss", "nats per pair", {"loss": "train", "dev_loss": "held out"}),
     CurveSpec("ppo", "Reward", "standard deviations", {"score": "reward model", "reward": "after KL penalty"}),
-    CurveSpec("ppo", "KL from SFT", "nats per response", {"kl": "KL", "kl_coef": "coefficient"}),
+    CurveSpec("ppo", "KL from SFT", "nats per response", {"kl": "KL"}),
     CurveSpec("ppo", "Entropy", "nats per token", {"entropy": "entropy"}),
     CurveSpec("ppo", "Explained variance of the value model", "share", {"explained_variance": "explained variance"}),
     CurveSpec("ppo", "Response length", "tokens", {"length_tokens": "length"}),

@@ -66,7 +66,8 @@ def results(evaluation: Document, frontier: Path) -> dict[str, Any] | None:
     """
     if not evaluation:
         return None
-    test = evaluation["test"]
+    # The null comparison comes last: it is there to measure the others by.
+    test = dict(sorted(evaluation["test"].items(), key=lambda item: item[0] == "sft_again"))
     charts = _win_chart(test) + _frontier_charts(frontier)
     wins = [f"{measure}_win_vs_sft" for measure in MEASURES]
     others = [name for name in dict.fromkeys(name for found in test.values() for name in found) if "_win_" not in name]

@@ -16,7 +16,7 @@ WIDEST = 7
 """Most columns of a table; a wider group is shown as one line per number."""
 
 LABELS = {
-    "sft_again": "sft, second sample",
+    "sft_again": "sft again",
     "judge_win_vs_sft": "Win rate against SFT, judge",
     "gold_win_vs_sft": "Win rate against SFT, gold rubric",
     "judge": "Judge score, standard deviations",

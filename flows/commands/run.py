@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the flow, or say at once that there is nothing to do."""
-    from flows.server import LocalServer, server_is_needed
+    from flows.server import LocalServer, require_named_server, server_is_needed
     from tasks.settings import applied_environment, project_root
 
     began = time.monotonic()
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.flow and server:
             stack.enter_context(server)
         _require_sources(root, graph)
+        if not server:
+            require_named_server()
         outcome = _execute(root, args, server)
     return _report(root, args, outcome, time.monotonic() - began)
 

@@ -25,7 +25,9 @@ START_SECONDS = 120.0
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
-        "ui", help="the Prefect and MLflow pages", description="Serve both pages on this machine only; Ctrl-C ends them."
+        "ui",
+        help="the Prefect and MLflow pages",
+        description="Serve both pages on this machine only; Ctrl-C ends them.",
     )
     parser.add_argument("--prefect-port", type=int, default=4200, metavar="PORT", help="default 4200")
     parser.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT", help="default 5000")

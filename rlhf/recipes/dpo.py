@@ -24,9 +24,9 @@ from rlhf.losses.dpo import dpo_loss
 from rlhf.models import context_length, forbidden_ids, load_policy, save_policy
 from rlhf.monitor import Monitor
 from rlhf.outputs import read_jsonl, write_jsonl, write_metrics
+from rlhf.pair_logprobs import all_pair_logprobs, pair_logprobs
 from rlhf.preferences import Pair, encode_pairs
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
-from rlhf.reference import all_pair_logprobs, pair_logprobs
 from rlhf.schedules import cosine
 from rlhf.showcase import read_questions, show
 from rlhf.tokenizer import load_tokenizer, pad_of

@@ -211,7 +211,7 @@ def main(
         with torch.no_grad(), autocast(device, config.precision):
             # 7. Score whole responses; one that was cut gets a fixed bad score instead.
             scores = score_responses(
-                roles.reward_model, batch, ended, missing_eos_penalty=config.missing_eos_penalty,
+                roles.score, batch, ended, missing_eos_penalty=config.missing_eos_penalty,
                 reward_clip=config.reward_clip, rows=rows,
             )  # fmt: skip
             # 8. Log-probabilities under the policy that sampled and under the reference.
@@ -242,7 +242,7 @@ def main(
         if (update + 1) % config.sample_every == 0 or update + 1 == config.updates:
             with policy.gathered() as whole, autocast(device, config.precision):
                 shown += show(
-                    whole, roles.tokenizer, held_out or questions, step=update + 1, reward_model=roles.reward_model,
+                    whole, roles.tokenizer, held_out or questions, step=update + 1, score=roles.score,
                     max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed,
                 )  # fmt: skip
         if distributed.any_rank(checkpoints.due()):

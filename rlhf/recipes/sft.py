@@ -141,8 +141,8 @@ def main(
     if not records["train"]:
         raise BadInput(f"{demonstrations}/train.jsonl: no demonstrations; name a file that has some in validate.files")
     if config.base_model == "scratch":
-        size = Size(*(getattr(config, name) for name in Size._fields))
-        tokenizer, policy = from_scratch(records["train"], size)
+        shape = Size(*(getattr(config, name) for name in Size._fields))
+        tokenizer, policy = from_scratch(records["train"], shape)
     else:
         tokenizer, policy = from_base(config.base_model, revision=config.revision, base=base, device=choose_device())
     forbidden = forbidden_ids(tokenizer, policy).to(choose_device())

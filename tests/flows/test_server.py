@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import LocalServer, free_port, server_is_needed
-from rlhf.errors import StageFailed
+from flows.server import LocalServer, free_port, require_named_server, server_is_needed
+from rlhf.errors import BadInput, StageFailed
 from tests.tiny_project import alive, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,6 +25,13 @@ def test_a_named_server_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not server_is_needed()
     monkeypatch.delenv("PREFECT_API_URL")
     assert server_is_needed()
+
+
+def test_a_named_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (f"http://127.0.0.1:{free_port()}/api", "nonsense"):
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        with pytest.raises(BadInput, match=f"PREFECT_API_URL={url}: no Prefect server answers"):
+            require_named_server(limit=2)
 
 
 def test_a_server_that_cannot_start_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,9 @@ def write_project(root: Path) -> None:
     (root / "data").mkdir()
     (root / "data/in.txt").write_text("1")
     (root / "data/other.txt").write_text("1")
-    (root / "dvc.yaml").write_text("stages:\n  sft:\n    cmd: run\n    deps: [data/in.txt]\n    params: [seed, sft.lr]\n")
+    (root / "dvc.yaml").write_text(
+        "stages:\n  sft:\n    cmd: run\n    deps: [data/in.txt]\n    params: [seed, sft.lr]\n"
+    )
 
 
 def test_the_key_follows_what_the_stage_depends_on_and_nothing_else(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ class Config:
 
 
 GOOD: dict[str, Any] = {
-    "rate": 0.1, "steps": 3, "kind": "fixed", "files": ["a"], "limit": None, "shuffle": True, "threads": 1, "launch": "python"
+    "rate": 0.1, "steps": 3, "kind": "fixed", "files": ["a"], "limit": None, "shuffle": True, "threads": 1,
+    "launch": "python",
 }  # fmt: skip
 
 

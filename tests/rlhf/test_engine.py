@@ -28,7 +28,7 @@ def test_one_process_gets_the_plain_engine():
 
 
 def test_the_first_update_is_adams():
-    # First step of Adam: m / (1 - b1) = g and v / (1 - b2) = g^2, so w moves by lr * g / (|g| + eps), about lr * sign(g).
+    # First step: m / (1 - b1) = g and v / (1 - b2) = g^2, so w moves by lr * g / (|g| + eps), about lr * sign(g).
     engine = prepare(nn.Linear(1, 1, bias=False), **{**SETTINGS, "max_grad_norm": 0.0})
     engine.module.weight.data.fill_(2.0)
     engine.backward((3.0 * engine.module.weight).sum())

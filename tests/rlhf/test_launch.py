@@ -47,7 +47,15 @@ def start(toy: Path, mode: str, *arguments: str) -> subprocess.CompletedProcess[
     (toy / "params.yaml").write_text(
         f"seed: 1\ndata: {{files: [a]}}\ntoy: {{threads: 2, launch: python, mode: {mode}}}\n"
     )
-    line = [sys.executable, "-m", "rlhf.launch", "toy", "--set", "files=data.files", *(arguments or ("--out", "out.txt"))]
+    line = [
+        sys.executable,
+        "-m",
+        "rlhf.launch",
+        "toy",
+        "--set",
+        "files=data.files",
+        *(arguments or ("--out", "out.txt")),
+    ]
     return subprocess.run(line, cwd=toy, capture_output=True, text=True, check=False)
 
 
@@ -110,7 +118,7 @@ def test_a_stage_dies_with_its_parent(toy: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--x"], ["toy", "out"], ["toy", "--out"], ["toy", "--a", "1", "--a", "2"]])
 def test_a_broken_command_line_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(BadInput, match="rlhf.launch"):
+    with pytest.raises(BadInput, match=r"rlhf\.launch"):
         parse(arguments)
 
 

@@ -9,7 +9,6 @@ from rlhf.batches import collate
 from rlhf.masking import masked_whiten
 from rlhf.models import build_policy, forbidden_ids
 from rlhf.reference import Comparison
-from rlhf.reward_model import RewardModel
 from rlhf.rollout import Rollout, describe, sample_responses, score_responses, state_values, whiten_globally
 from rlhf.streams import random_source
 from rlhf.tokenizer import stop_ids, train_tokenizer
@@ -56,39 +55,29 @@ def test_equal_sources_give_equal_samples_and_others_do_not(policy, tokenizer):
     )
 
 
-class FixedScores(torch.nn.Module):
-    """Stands where the numbers of a reward model have to be known by hand."""
-
-    def __init__(self, scores, mean=1.0, std=2.0):
-        super().__init__()
-        self.scores, self.mean, self.std = torch.tensor(scores), mean, std
-
-    def forward(self, input_ids, attention_mask, response_mask=None):
-        return self.scores[input_ids[:, 0] - 10]
-
-    normalised = RewardModel.normalised
-
-
 @pytest.fixture
 def three():
     return collate([[10], [11], [12]], [[5], [5, 5], [5, 5, 5]], pad_id=0)
 
 
+def score_three(three, ended, **settings):
+    """The rows begin with 10, 11 and 12 and score 1, 4 and -3."""
+
+    def score(batch):
+        return torch.tensor([1.0, 4.0, -3.0])[batch.input_ids[:, 0] - 10]
+
+    return score_responses(score, three, torch.tensor(ended), rows=2, **settings).tolist()
+
+
 def test_a_cut_response_gets_the_penalty_whatever_it_scores(three):
-    scores = score_responses(
-        FixedScores([3.0, 9.0, -5.0]), three, torch.tensor([True, False, True]),
-        missing_eos_penalty=1.5, reward_clip=None, rows=2,
-    )  # fmt: skip
-    # (3 - 1) / 2 = 1; replaced, not 4 - 1.5; (-5 - 1) / 2 = -3
-    assert scores.tolist() == [1.0, -1.5, -3.0]
+    # Replaced by -1.5, not lowered to 4 - 1.5.
+    scores = score_three(three, [True, False, True], missing_eos_penalty=1.5, reward_clip=None)
+    assert scores == [1.0, -1.5, -3.0]
 
 
-def test_scores_are_clipped_in_standard_deviations(three):
-    scores = score_responses(
-        FixedScores([3.0, 9.0, -5.0]), three, torch.tensor([True, True, True]),
-        missing_eos_penalty=1.0, reward_clip=2.0, rows=3,
-    )  # fmt: skip
-    assert scores.tolist() == [1.0, 2.0, -2.0]
+def test_scores_are_clipped_and_the_penalty_is_not(three):
+    assert score_three(three, [True, True, True], missing_eos_penalty=1.0, reward_clip=2.0) == [1.0, 2.0, -2.0]
+    assert score_three(three, [True, False, True], missing_eos_penalty=9.0, reward_clip=2.0) == [1.0, -9.0, -2.0]
 
 
 def test_the_value_of_a_token_is_read_one_position_earlier():

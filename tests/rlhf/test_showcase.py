@@ -45,7 +45,7 @@ def test_the_first_questions_are_answered_and_answered_alike(roles, questions):
 def test_rewards_are_written_when_somebody_scores(roles, questions):
     rows = show(
         roles.policy, roles.tokenizer, questions, step=1, max_new_tokens=8, temperature=1.0, seed=1,
-        reward_model=roles.reward_model,
+        score=roles.score,
     )  # fmt: skip
     assert all(isinstance(row["reward"], float) for row in rows)
 

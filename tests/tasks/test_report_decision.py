@@ -30,4 +30,4 @@ def test_a_challenger_is_judged_and_then_its_promotion_is_told(published: Path) 
 
     page = render(published).read_text(encoding="utf-8")
     assert "<th>Rule</th>" in page
-    assert str(after.rules[0]["sentence"]).split("<")[0][:20] in page
+    assert f"<td>{after.rules[0]['name'].replace('_', ' ')}</td>" in page

@@ -36,10 +36,10 @@ def test_a_win_rate_below_one_half_is_marked_bad() -> None:
 def test_results_have_a_row_per_metric_and_a_dash_for_nothing(tmp_path: Path) -> None:
     found = results(EVALUATION, tmp_path / "none.csv")
     assert found is not None
-    assert found["policies"] == ["sft", "sft_again", "ppo", "dpo"]
+    assert found["policies"] == ["sft", "ppo", "dpo", "sft_again"]
     rows = {row["name"]: row["cells"] for row in found["rows"]}
-    assert rows["Win rate against SFT, judge"][2] == "0.800 (0.700 to 0.900)"
-    assert rows["Gold rubric, points"] == ["\N{EN DASH}", "\N{EN DASH}", "7.25", "\N{EN DASH}"]
+    assert rows["Win rate against SFT, judge"][1] == "0.800 (0.700 to 0.900)"
+    assert rows["Gold rubric, points"] == ["\N{EN DASH}", "7.25", "\N{EN DASH}", "\N{EN DASH}"]
     assert found["note"].endswith("Head to head by the judge: ppo against dpo 55.0% (50.0% to 60.0%).")
     assert [chart["title"] for chart in found["charts"]] == ["Win rate against SFT"]
     assert results({}, tmp_path) is None

@@ -71,7 +71,7 @@ def fingerprint(folder):
 def test_it_learns_and_writes_everything(demonstrations, tmp_path):
     metrics = run(CONFIG, tmp_path, demonstrations)
 
-    rows = list(csv.DictReader((tmp_path / "sft.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "sft.csv").read_text().splitlines()))
     # 48 demonstrations in batches of 8, six times
     assert metrics["updates"] == 36
     assert rows[0]["step"] == "1"
