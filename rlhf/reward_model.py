@@ -157,15 +157,29 @@ class RewardModel(nn.Module):
         Raises:
             ValueError: a row without response tokens.
         """
+        return self.pool(self.token_scores(input_ids, attention_mask), response_mask)
+
+    def pool(self, token_scores: Tensor, response_mask: Tensor) -> Tensor:
+        """Raw scores of responses from the scores of their tokens.
+
+        Args:
+            token_scores: what `token_scores` returned; gradient flows. [B, T]
+            response_mask: True at response tokens. [B, T] bool
+
+        Returns:
+            Raw scores in reward-model units. [B]
+
+        Raises:
+            ValueError: a row without response tokens.
+        """
         counts = response_mask.sum(dim=1)
         if not bool((counts > 0).all()):
             raise ValueError("score: a row has no response token, so there is nothing to read the score from")
-        scores = self.token_scores(input_ids, attention_mask)
         if self.pooling == "last":
-            place = torch.arange(scores.shape[1], device=scores.device)
+            place = torch.arange(token_scores.shape[1], device=token_scores.device)
             last = (place * response_mask).argmax(dim=1, keepdim=True)
-            return self.scale * scores.gather(1, last).squeeze(1)
-        total = scores.masked_fill(~response_mask, 0.0).sum(dim=1)
+            return self.scale * token_scores.gather(1, last).squeeze(1)
+        total = token_scores.masked_fill(~response_mask, 0.0).sum(dim=1)
         return self.scale * (total if self.pooling == "sum" else total / counts)
 
     def normalised(self, raw: Tensor) -> Tensor:

@@ -12,26 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from rlhf import distributed
-from rlhf.batches import collate, plan_run
+from rlhf.batches import plan_run
 from rlhf.checkpoint import Checkpoints, rng_state, set_rng_state
 from rlhf.device import PRECISIONS, autocast, choose_device, generator, make_reproducible
 from rlhf.engine import prepare
 from rlhf.errors import BadInput
 from rlhf.evaluation.judging import Scorer, pair_metrics, probe_metrics
-from rlhf.generation import generate
-from rlhf.losses.bradley_terry import bradley_terry_loss
-from rlhf.models import context_length, count_parameters, forbidden_ids, load_policy
+from rlhf.models import context_length, count_parameters, load_policy
 from rlhf.monitor import Monitor
+from rlhf.normaliser import reference_moments
 from rlhf.outputs import read_jsonl, write_metrics
-from rlhf.preferences import Pair, encode_pairs
+from rlhf.preferences import encode_pairs
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
+from rlhf.reward_batch import losses, with_swaps
 from rlhf.reward_model import POOLINGS, RewardModel
 from rlhf.schedules import cosine
-from rlhf.tokenizer import encode_prompt, load_tokenizer, pad_of, stop_ids
+from rlhf.tokenizer import load_tokenizer, pad_of
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +70,10 @@ class Config:
     """Train on the first so many pairs; null means all."""
     precision: str
     """Format of the trunk: "auto" (bfloat16 on a GPU, float32 on a CPU), "float32" or "bfloat16"; the head is fp32."""
+    swap_weight: float
+    """Weight of the replaced-token loss, 0 or more; 0 leaves the preference loss alone and saves its cost."""
+    swap_share: float
+    """Share of the pairs whose chosen answer is also shown with facts of another prompt, from 0 to 1."""
     normalise_samples: int
     """Answers of the SFT policy that define score 0 (their mean) and 1 (one standard deviation), at least 2."""
     max_new_tokens: int
@@ -89,6 +90,8 @@ class Config:
         require_at_least(1, max_pairs=self.max_pairs, max_new_tokens=self.max_new_tokens)
         require_at_least(2, normalise_samples=self.normalise_samples)
         require_at_least(0, centering=self.centering, max_grad_norm=self.max_grad_norm, weight_decay=self.weight_decay)
+        require_at_least(0, swap_weight=self.swap_weight)
+        require_fraction(swap_share=self.swap_share)
         require_fraction(warmup_fraction=self.warmup_fraction, final_lr_fraction=self.final_lr_fraction)
         require_choice(PRECISIONS, precision=self.precision)
         require_choice(POOLINGS, pooling=self.pooling)
@@ -114,7 +117,7 @@ def main(
         seed: head weights, order of the pairs and reference answers.
         stage: "reward" or "judge", for checkpoints and live metrics.
         pairs: folder with train.jsonl, dev.jsonl and test.jsonl of pairs.
-        probes: folder of minimal pairs, whose dev and test splits are reported by the fact that was flipped.
+        probes: folder of minimal pairs, reported by the fact that was flipped.
         prompts: folder of prompts; the training ones are answered by the SFT policy for the normaliser.
         sft: folder of the policy that the reward model starts from.
         model: folder to write the reward model to.
@@ -129,13 +132,14 @@ def main(
     make_reproducible(seed)
     records = {split: list(read_jsonl(pairs / f"{split}.jsonl")) for split in SPLITS}
     tokenizer = load_tokenizer(sft)
+    policy = load_policy(sft, device=choose_device())
     reward_model = RewardModel.from_policy(sft, pooling=config.pooling, scale=config.scale, device=choose_device())
     limit = min(config.max_tokens, context_length(reward_model.trunk) or config.max_tokens)
     train = encode_pairs(tokenizer, records["train"][: config.max_pairs], max_tokens=limit)
     if not train:
         raise BadInput(
-            f"{pairs}/train.jsonl: no pair to train on in {len(records['train'])} records; name a file that has pairs "
-            f"in validate.files, or raise {stage}.max_tokens ({config.max_tokens})"
+            f"{pairs}/train.jsonl: {len(records['train'])} pairs, of which none fits {limit} tokens; name a file that "
+            f"has pairs in validate.files, or raise {stage}.max_tokens"
         )
 
     # 2. The order of the whole run, the engine, and where an interrupted run left off
@@ -152,7 +156,7 @@ def main(
     )
     monitor, checkpoints = Monitor(stage, len(plan)), Checkpoints(stage)
     scorer = Scorer(model=reward_model, tokenizer=tokenizer, batch=EVALUATION_BATCH, precision=config.precision)
-    done, recent = 0, dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
+    done, recent = 0, dict.fromkeys(("loss", "accuracy", "margin", "swap_loss", "swap_accuracy"), 0.0)
     state = checkpoints.load()
     if state is not None:
         engine.load_state_dict(state["engine"])
@@ -163,25 +167,27 @@ def main(
     # 3. Train
     every = max(1, len(plan) // CURVE_ROWS)
     since = done % every
+    share = config.swap_share if config.swap_weight > 0 else 0.0
+    constants: dict[str, Any] = {"centering": config.centering, "pad_id": pad_of(tokenizer)}
     for step, rows in enumerate(plan[done:], start=done + 1):
-        mine = distributed.share(rows)
-        size = config.micro_batch or len(mine)
-        for start in range(0, len(mine), size):
-            part = [train[row] for row in mine[start : start + size]]
-            chosen, rejected = score_pairs(engine, part, pad_id=pad_of(tokenizer))
-            label = torch.tensor([pair.label for pair in part], device=chosen.device)
-            result = bradley_terry_loss(
-                chosen, rejected, label, margin=None, centering=config.centering, total_pairs=len(rows)
-            )
-            engine.backward(result.loss, final=start + size >= len(mine))
-            recent["loss"] += float(result.loss.detach())
-            recent["accuracy"] += float(result.accuracy) * len(part) / len(rows)
-            recent["margin"] += float(result.margin)
+        with autocast(policy.device, config.precision):
+            examples = with_swaps(train, rows, policy, tokenizer, share=share, seed=seed + step)
+        judged = distributed.reduce_sum({"tokens": float(sum(example.judged for example in examples))})["tokens"]
+        size = config.micro_batch or len(examples)
+        for start in range(0, len(examples), size):
+            part = examples[start : start + size]
+            preference, swap = losses(engine, part, **constants, pairs=len(rows), tokens=judged)
+            engine.backward(preference.loss + config.swap_weight * swap.loss, final=start + size >= len(examples))
+            recent["loss"] += float(preference.loss.detach())
+            recent["accuracy"] += float(preference.accuracy) * len(part) / len(rows)
+            recent["margin"] += float(preference.margin)
+            recent["swap_loss"] += float(swap.loss.detach())
+            recent["swap_accuracy"] += float(swap.accuracy)
         update = engine.step()
         since += 1
         if step % every == 0 or step == len(plan):
-            row = {name: value / since for name, value in distributed.reduce_sum(recent).items()}
-            row |= {"epoch": step / per_epoch, **update}
+            means = {name: value / since for name, value in distributed.reduce_sum(recent).items()}
+            row = {**means, "epoch": step / per_epoch, **update}
             if records["dev"] and (step % per_epoch < every or step == len(plan)):
                 dev = pair_metrics(records["dev"], scorer.score_pairs(records["dev"]))
                 row["dev_accuracy"] = dev.get("accuracy", math.nan)
@@ -192,7 +198,9 @@ def main(
             checkpoints.save(step, {**now, "done": step, "recent": recent})
 
     # 4. Fix the zero and the unit of the score on answers of the SFT policy
-    reward_model.mean, reward_model.std = reference_moments(config, scorer, sft, prompts, records["train"], seed)
+    questions = [row["prompt"] for row in list(read_jsonl(prompts / "train.jsonl")) or records["train"]]
+    answers = {"samples": config.normalise_samples, "max_new_tokens": config.max_new_tokens}
+    reward_model.mean, reward_model.std = reference_moments(scorer, policy, questions, **answers, draws=generator(seed))
 
     # 5. Measure, save
     report = {
@@ -209,19 +217,6 @@ def main(
             write_metrics(metrics, report)
     checkpoints.clear()
     log.info("%s: accuracy %s on test, %s on dev", stage, *(_accuracy(report, split) for split in ("test", "dev")))
-
-
-def score_pairs(engine: Any, part: Sequence[Pair], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Raw scores of chosen and rejected responses, computed in one batch so that both see the same arithmetic.
-
-    Returns:
-        Scores of the chosen and of the rejected responses. [B], [B]
-    """
-    prompts = [pair.prompt for pair in part]
-    responses = [*(pair.chosen for pair in part), *(pair.rejected for pair in part)]
-    batch = collate([*prompts, *prompts], responses, pad_id=pad_id).to(engine.device)
-    scores: Tensor = engine(batch.input_ids, batch.attention_mask, batch.response_mask)
-    return scores[: len(part)], scores[len(part) :]
 
 
 def held_out_metrics(
@@ -243,48 +238,6 @@ def held_out_metrics(
     if probes:
         report["probes"] = probe_metrics(probes, scorer.score_pairs(probes))
     return report
-
-
-def reference_moments(
-    config: Config, scorer: Scorer, sft: Path, prompts: Path, pairs: Sequence[dict[str, Any]], seed: int
-) -> tuple[float, float]:
-    """Mean and standard deviation of the raw score of the SFT policy's own answers; a spread of 0 counts as 1.
-
-    Args:
-        config: parameters.
-        scorer: the trained model, its normaliser still 0 and 1.
-        sft: folder of the policy.
-        prompts: folder of prompts; where its training split is empty, the prompts of the pairs are used.
-        pairs: training pairs.
-        seed: of the answers.
-
-    Raises:
-        BadInput: every prompt is too long to be answered.
-    """
-    policy = load_policy(sft, device=choose_device())
-    room = (context_length(policy) or 2**31) - config.max_new_tokens
-    found = list(read_jsonl(prompts / "train.jsonl")) or pairs
-    texts = [record["prompt"] for record in found[: config.normalise_samples]]
-    encoded = [ids for text in texts if len(ids := encode_prompt(scorer.tokenizer, text)) <= room]
-    if not encoded:
-        raise BadInput(f"{prompts}: no prompt leaves room for {config.max_new_tokens} new tokens; lower max_new_tokens")
-    encoded = [encoded[index % len(encoded)] for index in range(config.normalise_samples)]
-    draws, responses = generator(seed), []
-    for start in range(0, len(encoded), EVALUATION_BATCH):
-        with autocast(policy.device, config.precision):
-            result = generate(
-                policy,
-                encoded[start : start + EVALUATION_BATCH],
-                max_new_tokens=config.max_new_tokens,
-                temperature=1.0,
-                stop_ids=stop_ids(scorer.tokenizer, policy),
-                forbidden=forbidden_ids(scorer.tokenizer, policy),
-                pad_id=pad_of(scorer.tokenizer),
-                generator=draws,
-            )
-        responses += result.responses
-    raw = torch.tensor(scorer.score_ids(encoded, responses), dtype=torch.float64)
-    return float(raw.mean()), float(raw.std()) or 1.0
 
 
 def _accuracy(report: dict[str, Any], split: str) -> str:

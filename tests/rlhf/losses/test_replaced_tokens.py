@@ -28,12 +28,16 @@ def test_scores_of_zero_know_nothing():
 
 def test_tokens_outside_the_mask_are_not_read():
     spoiled = SCORES.masked_fill(~JUDGED, float("nan"))
-    assert torch.equal(replaced_token_loss(spoiled, ORIGINAL, JUDGED).loss, replaced_token_loss(SCORES, ORIGINAL, JUDGED).loss)
+    assert torch.equal(
+        replaced_token_loss(spoiled, ORIGINAL, JUDGED).loss, replaced_token_loss(SCORES, ORIGINAL, JUDGED).loss
+    )
 
 
 def test_micro_batches_add_up():
     whole = replaced_token_loss(SCORES, ORIGINAL, JUDGED)
-    parts = [replaced_token_loss(SCORES[i : i + 1], ORIGINAL[i : i + 1], JUDGED[i : i + 1], total_tokens=4) for i in (0, 1)]
+    parts = [
+        replaced_token_loss(SCORES[i : i + 1], ORIGINAL[i : i + 1], JUDGED[i : i + 1], total_tokens=4) for i in (0, 1)
+    ]
     torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
     torch.testing.assert_close(sum(part.accuracy for part in parts), whole.accuracy)
 
@@ -47,7 +51,9 @@ def test_the_gradient_raises_originals_and_lowers_swapped():
 
 def test_gradcheck():
     scores = SCORES.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: replaced_token_loss(x, ORIGINAL, JUDGED).loss, (scores,), atol=1e-3, eps=1e-3)
+    assert torch.autograd.gradcheck(
+        lambda x: replaced_token_loss(x, ORIGINAL, JUDGED).loss, (scores,), atol=1e-3, eps=1e-3
+    )
 
 
 def test_nothing_to_judge_is_zero_with_a_gradient():

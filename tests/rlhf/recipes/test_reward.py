@@ -30,6 +30,8 @@ CONFIG = reward.Config(
     max_tokens=40,
     max_pairs=None,
     precision="float32",
+    swap_weight=0.5,
+    swap_share=0.5,
     normalise_samples=24,
     max_new_tokens=8,
 )
@@ -183,7 +185,7 @@ def test_no_prompts_of_their_own_fall_back_to_those_of_the_pairs(inputs, tmp_pat
 
 
 def test_no_pairs_are_bad_input(inputs, tmp_path):
-    with pytest.raises(BadInput, match="no pair to train on"):
+    with pytest.raises(BadInput, match="0 pairs, of which none fits"):
         run(CONFIG, tmp_path, {**inputs, "pairs": write(tmp_path / "none")})
 
 
@@ -198,6 +200,8 @@ def test_max_pairs_limits_the_training(inputs, tmp_path):
         ("scale", 0.0),
         ("centering", -1.0),
         ("normalise_samples", 1),
+        ("swap_weight", -1.0),
+        ("swap_share", 1.1),
         ("max_pairs", 0),
         ("weight_decay", -0.1),
         ("learning_rate", float("nan")),
