@@ -44,7 +44,8 @@ def ratchet(root: Path, *words: str, code: int = 0) -> dict[str, Any]:
         timeout=TIMEOUT_SECONDS,
         check=False,
     )
-    assert result.returncode == code, f"{words}: exit {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    said = f"{words}: exit {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    assert result.returncode == code, said
     document = json.loads(result.stdout)
     assert isinstance(document, dict)
     return document

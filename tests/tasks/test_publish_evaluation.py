@@ -19,7 +19,7 @@ def test_the_numbers_are_on_run_version_and_card_once(published: Path) -> None:
     evaluation = evaluation_output(published, read_lock(published))
     assert evaluation is not None
     assert publish_evaluation(client, evaluation, names) == version.run_id
-    assert len(client.get_metric_history(version.run_id, "test/judge_win_vs_sft")) == 1
+    assert len(client.get_metric_history(version.run_id, "evaluation/test/judge_win_vs_sft")) == 1
 
 
 def test_another_evaluation_is_another_point_and_may_select_another_policy(published: Path) -> None:
@@ -30,7 +30,7 @@ def test_another_evaluation_is_another_point_and_may_select_another_policy(publi
     newer = EvaluationOutput(md5="f" * 32, policies=old.policies, report=report)
     publish_evaluation(client, newer, names)
     run_id = client.get_model_version("policy", "2").run_id
-    points = client.get_metric_history(run_id, "test/judge_win_vs_sft")
+    points = client.get_metric_history(run_id, "evaluation/test/judge_win_vs_sft")
     assert sorted((point.step, point.value) for point in points) == [(0, 1.0), (1, 0.25)]
     assert str(client.get_model_version_by_alias("policy", "challenger").version) == "1"
 

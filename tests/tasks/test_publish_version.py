@@ -43,7 +43,7 @@ def test_the_logged_model_carries_the_final_metrics(published: Path) -> None:
     assert {(metric.key, metric.value) for metric in model.metrics} >= {
         ("dev/loss", 1.25),
         ("accuracy", 0.75),
-        ("test/judge_win_vs_sft", 1.0),
+        ("evaluation/test/judge_win_vs_sft", 1.0),
     }
 
 
