@@ -94,8 +94,9 @@ class Checkpoints:
             stage: name of the stage.
             every_seconds: `due()` turns true this long after the last save, seconds.
         """
-        key = os.environ.get(KEY_VARIABLE)
-        self.folder = FOLDER / stage / key if key else None
+        key, rank = os.environ.get(KEY_VARIABLE), os.environ.get("RANK", "0")
+        # Each rank holds its own part of the optimizer's state, so each has files of its own.
+        self.folder = FOLDER / stage / key / ("" if rank == "0" else f"rank-{rank}") if key else None
         self.every_seconds = every_seconds
         self._last = time.monotonic()
 

@@ -105,15 +105,15 @@ def _check_batch(batch: TokenBatch) -> None:
 
 
 def _forward_inputs(model: nn.Module, batch: TokenBatch) -> dict[str, Tensor | bool]:
-    inputs: dict[str, Tensor | bool] = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask.long(),
-        "use_cache": False,
-    }
+    inputs: dict[str, Tensor | bool] = {"input_ids": batch.input_ids, "use_cache": False}
+    if bool(batch.attention_mask[:, 0].all()):
+        # No mask: causal attention never looks right, where all padding is, and the maskless kernel is quicker. A
+        # model's own numbering of positions is right too, and for some families (RoBERTa) not from 0.
+        return inputs
+    inputs["attention_mask"] = batch.attention_mask.long()
     accepted = inspect.signature(_trunk(model).forward).parameters
-    if not bool(batch.attention_mask[:, 0].all()) and ("position_ids" in accepted or "kwargs" in accepted):
+    if "position_ids" in accepted or "kwargs" in accepted:
         # GPT-2 numbers positions from the left edge unless told otherwise, so left padding would shift every token.
-        # Without left padding a model's own numbering is right, and for some families (RoBERTa) not from 0.
         inputs["position_ids"] = (batch.attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     return inputs
 

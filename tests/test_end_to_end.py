@@ -71,7 +71,7 @@ def test_publishing_again_changes_nothing(done: Path) -> None:
 def test_chat_and_report_work_on_the_result(done: Path) -> None:
     reply = ratchet(done, "chat", "policy@champion", "--prompt", "Where is order 202?")
     assert isinstance(reply["response"], str)
-    page = Path(ratchet(done, "report")["path"]).read_text()
+    page = Path(ratchet(done, "report")["report"]).read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
 

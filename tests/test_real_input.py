@@ -37,7 +37,7 @@ def test_instructions_and_a_real_base_model_go_the_whole_path(tmp_path: Path, pr
     root = clone_project(project, tmp_path / "project")
     folder = shared / "data/instruction_pref"
     pairs = ratchet(root, "ingest", str(folder / "pairs.jsonl"), "--as", "instruction_pref")
-    assert pairs["format"] == "preference"
+    assert pairs["data"]["format"] == "preference"
     ratchet(root, "ingest", str(folder / "sft.jsonl"), "--as", "instruction_sft")
     ratchet(root, "ingest", "--model", str(shared / "models/stories260K"), "--as", "stories260k")
     status = go(root, "stories260k-instruct")
@@ -54,7 +54,7 @@ def test_whole_conversations_are_split_into_turns(tmp_path: Path, project: Path,
     with gzip.open(shared / "data/hh_harmless/test.jsonl.gz", "rb") as source, gzip.open(part, "wb") as target:
         target.writelines(line for _, line in zip(range(400), source, strict=False))
     pairs = ratchet(root, "ingest", str(part), "--as", "hh")
-    assert pairs["format"] == "hh"
+    assert pairs["data"]["format"] == "hh"
     shutil.copytree(shared / "models/stories260K", tmp_path / "base")
     ratchet(root, "ingest", "--model", str(tmp_path / "base"), "--as", "stories260k")
     ratchet(root, "use", "hh-stories", "--yes")

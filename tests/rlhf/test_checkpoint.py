@@ -71,6 +71,16 @@ def test_a_pickle_inside_a_checkpoint_is_refused(keyed: Path) -> None:
         Checkpoints("sft").load()
 
 
+def test_ranks_keep_files_of_their_own(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Checkpoints("sft").save(1, {"rank": 0})
+    monkeypatch.setenv("RANK", "1")
+    assert Checkpoints("sft").load() is None
+    Checkpoints("sft").save(1, {"rank": 1})
+    assert Checkpoints("sft").load() == {"rank": 1}
+    monkeypatch.setenv("RANK", "0")
+    assert Checkpoints("sft").load() == {"rank": 0}
+
+
 def test_every_generator_continues_where_it_was() -> None:
     state = rng_state()
     first = (random.random(), float(np.random.rand()), float(torch.rand(1)))
