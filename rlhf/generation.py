@@ -74,17 +74,9 @@ def generate(
         ValueError: no prompts, an empty prompt, or neither generator nor uniforms.
     """
     _check(model, prompts, max_new_tokens, temperature)
-    if uniforms is None and not greedy:
-        if generator is None:
-            raise ValueError("generate: neither generator nor uniforms was given, and greedy is False")
-        uniforms = torch.rand(
-            len(prompts), max_new_tokens, generator=generator, dtype=torch.float64, device=generator.device
-        )
-    decoder = _Decoder(model, prompts, max_new_tokens, pad_id)
     device = model.device
-    if uniforms is not None:
-        # Column by column in memory: a step reads one column.
-        uniforms = (uniforms * BELOW_ONE).t().contiguous().to(device)
+    draws = None if greedy else _columns(uniforms, generator, len(prompts), max_new_tokens).to(device)
+    decoder = _Decoder(model, prompts, max_new_tokens, pad_id)
     banned = None if forbidden is None else forbidden.to(device)
     stops = torch.tensor(sorted(stop_ids), device=device)
     rows = torch.arange(len(prompts), device=device)
@@ -97,7 +89,7 @@ def generate(
     logits = decoder.prefill()
     for step in range(max_new_tokens):
         scores = log_softmax(logits, temperature=temperature, forbidden=banned)
-        chosen = scores.argmax(dim=-1) if greedy or uniforms is None else _invert(scores, uniforms[step, rows])
+        chosen = scores.argmax(dim=-1) if draws is None else _invert(scores, draws[step, rows])
         tokens[step, rows] = chosen
         logprobs[step, rows] = scores.gather(1, chosen.unsqueeze(1)).squeeze(1)
         stopped = torch.isin(chosen, stops) & alive
@@ -130,6 +122,15 @@ def row_uniforms(seeds: Sequence[int], max_new_tokens: int) -> Tensor:
         torch.rand(max_new_tokens, generator=source.manual_seed(seed % 2**63), dtype=torch.float64) for seed in seeds
     ]
     return torch.stack(rows)
+
+
+def _columns(uniforms: Tensor | None, generator: torch.Generator | None, rows: int, steps: int) -> Tensor:
+    """The uniform numbers below 1, given or drawn, column by column in memory since a step reads one column."""
+    if uniforms is None:
+        if generator is None:
+            raise ValueError("generate: neither generator nor uniforms was given, and greedy is False")
+        uniforms = torch.rand(rows, steps, generator=generator, dtype=torch.float64, device=generator.device)
+    return (uniforms * BELOW_ONE).t().contiguous()
 
 
 class _Decoder:

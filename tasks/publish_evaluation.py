@@ -52,11 +52,11 @@ def _attach(client: MlflowClient, version: ModelVersion, stage: str, evaluation:
     from mlflow.entities import Metric
 
     run = client.get_run(str(version.run_id))
-    # A later evaluation of the same weights is another point of the same curve. The group keeps these numbers apart from
-    # those that the stage itself reported about its splits.
+    # A later evaluation of the same weights is another point of the same curve.
     step = int(run.data.tags.get(f"{EVALUATION}.count", "0"))
     when = int(run.info.start_time) + step
     numbers = {split: (evaluation.report.get(split) or {}).get(stage) or {} for split in SPLITS}
+    # The group keeps these numbers apart from those that the stage itself reported about its splits.
     metrics = [
         Metric(metric_name(f"evaluation/{split}/{name}"), value, when, step, model_id=model_id_of(version))
         for split in SPLITS

@@ -50,7 +50,8 @@ def _view_of_history(moves: Sequence[Mapping[str, Any]], version: str, cards: li
         if move["after"] == version:
             evidence = move["evidence"] or {}
             against = "promoted against the verdict" if move["override"] else move["action"]
-            cards.append({"label": "Last decision", "value": against, "tone": "good", "note": move["when"][:16].replace("T", " ")})
+            minute = move["when"][:16].replace("T", " ")
+            cards.append({"label": "Last decision", "value": against, "tone": "good", "note": minute})
             return DecisionView(
                 f"The challenger is the champion: {move['reason']}", evidence.get("reasons") or (), cards
             )

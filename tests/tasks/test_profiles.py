@@ -37,6 +37,8 @@ judge:
   precision: auto            # format
   normalise_samples: 128     # answers
   max_new_tokens: 72         # tokens
+  swap_weight: 0.5           # of the second task
+  swap_share: 0.5            # of the pairs in it
   threads: 1
   launch: python
 """

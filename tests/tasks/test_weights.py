@@ -9,7 +9,8 @@ from tasks.weights import resolve_weights
 pytest_plugins = ["tests.registry_fixtures"]
 
 
-def test_every_way_to_name_a_model(published: Path) -> None:
+def test_every_way_to_name_a_model(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a folder is looked for here first, and this repository may hold trained models
     connect(published).set_registered_model_alias("policy", "champion", "2")
     ppo = published / "data/models/ppo"
     assert resolve_weights("ppo", published) == ppo
