@@ -51,6 +51,13 @@ REMEDIES = {
     errno.EADDRINUSE: "the port is taken; stop what uses it or choose another port",
 }
 
+SQLITE_WORDS = {
+    "disk I/O error": errno.ENOSPC,
+    "disk is full": errno.ENOSPC,
+    "readonly database": errno.EROFS,
+    "unable to open database file": errno.EACCES,
+}
+
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 
 
@@ -223,10 +230,25 @@ def explain(error: Exception) -> tuple[str, int, bool]:
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):  # CommandError, StageError
         return _one_line(getattr(error, "sentence", error)), code or 1, True
-    if isinstance(error, OSError) and error.errno in REMEDIES:
-        where = f"{error.filename}: " if error.filename else ""
-        return where + REMEDIES[error.errno], 1, True
+    cause = _storage_trouble(error)
+    if cause is not None:
+        return cause, 1, True
     return f"unexpected {type(error).__name__}: {_one_line(error) or 'no message'}", 1, False
+
+
+def _storage_trouble(error: BaseException) -> str | None:
+    """Find the machine's refusal behind an exception: libraries wrap it, and SQLite has only words for it."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in REMEDIES:
+            place = link.filename2 or link.filename  # of a copy, the place that was written to
+            return (f"{place}: " if place else "") + REMEDIES[link.errno]
+        if type(link).__name__ == "OperationalError":  # SQLite, bare or in SQLAlchemy
+            for words, code in SQLITE_WORDS.items():
+                if words in str(link):
+                    return f"a database below .ratchet or .dvc: {REMEDIES[code]}"
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def _one_line(text: object) -> str:

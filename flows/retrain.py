@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,13 @@ def execute(root: Path, *, until: str | None, force: Sequence[str], promote: boo
     return outcome
 
 
-@flow(name="retrain", flow_run_name="retrain-{until}", validate_parameters=False, persist_result=False)
+def run_name() -> str:
+    """Name a flow run by its start, and by where it is to end when that is not the end of the graph."""
+    until = flow_run.get_parameters().get("until")
+    return f"retrain {datetime.now():%Y-%m-%d %H:%M}" + (f" until {until}" if until else "")
+
+
+@flow(name="retrain", flow_run_name=run_name, validate_parameters=False, persist_result=False)
 def retrain(root: str | None = None, until: str | None = None, force: Sequence[str] = (), promote: bool = True) -> Any:
     """Bring every stage up to date, publish what is new, and let the gate decide about the champion.
 

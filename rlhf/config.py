@@ -71,7 +71,8 @@ def read_params(path: Path) -> dict[str, Any]:
     finally:
         loader.dispose()
     if not isinstance(params, dict):
-        raise BadInput(f"{path.name}: got {type(params).__name__}, wanted one section per stage")
+        got = "is empty" if params is None else f"holds a {type(params).__name__}"
+        raise BadInput(f"{path.name}: {got}, wanted one section per stage; see profiles/default.yaml")
     return params
 
 

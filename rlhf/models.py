@@ -113,6 +113,8 @@ def load_pretrained(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "config.json does not fit the shapes of the weights"
         raise BadInput(f"{folder}: the model cannot be loaded ({reason}); wanted a config and safetensors") from error
     missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in may_miss))
     if missing:

@@ -103,7 +103,7 @@ def judge_challenger(root: Path, number: str | int | None = None) -> Verdict:
     )
     rules = apply_rules(gate.rules, measured)
     failed = [rule.sentence for rule in rules if not rule.ok and not rule.soft]
-    against = f"champion {holder.reference}" if holder else "sft, since there is no champion"
+    against = f"champion {holder.reference}" if holder else "sft (there is no champion yet)"
     good = passes(rules)
     why = "every rule holds" if good else "; ".join(failed)
     return _verdict(

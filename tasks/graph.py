@@ -1,5 +1,6 @@
 """The graph of stages as DVC has it, and what a run would do with it; nothing else in the project lists stages."""
 
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,12 +117,16 @@ def _repository(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    # On a terminal DVC draws a bar per file that it hashes; set after the import, which sets up its loggers afresh.
+    logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)
     try:
         with Repo(str(root), config={"core": {"site_cache_dir": str(tmp_dir(root) / "dvc")}}) as repo:
             yield repo
     except DvcException as error:
         sentence = " ".join(str(error).split())
-        raise BadInput(f"{root}: DVC cannot read the project: {sentence}") from error
+        torn = "corrupted" in sentence or "validation failed" in sentence
+        cure = "; mend that file, or `git checkout` the committed one" if torn else ""
+        raise BadInput(f"{root}: DVC cannot read the project: {sentence}{cure}") from error
 
 
 def _graph(repo: Any, root: Path) -> tuple[Graph, dict[str, Any]]:

@@ -4,18 +4,25 @@ What is brought in keeps its form; `validate` reads it as it is. A second ingest
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlhf.config import read_params
+from rlhf.data.contracts import Limits, check
 from rlhf.data.detect import detect
-from rlhf.data.intake import Refused, read
+from rlhf.data.intake import Refused, Row, read
 from rlhf.data.raw_files import SUFFIXES, files_in
+from rlhf.data.records import shorten
 from rlhf.errors import BadInput
 from tasks.tracked_copy import bring_in
 
+CHUNK = 5000
+"""Rows that go through the contracts together."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 GENERATED = "support_desk"
 """A name that belongs to the stage `generate`."""
@@ -39,7 +46,7 @@ class DataReport:
     rows: dict[str, int]
     """Records by kind."""
     refused: int
-    """Rows that cannot be read; `validate` will list them."""
+    """Rows that cannot be used; `validate` will list them."""
     example: str | None
     """The first of them: place, field and reason."""
     sample: dict[str, Any]
@@ -81,7 +88,7 @@ def ingest_data(root: Path, files: Sequence[Path], *, name: str | None, format: 
     sources = _data_files(files)
     folder = len(sources) > 1 or files[0].is_dir()
     stem = _checked_name(name if name is not None else files[0].name, data=True)
-    report = _inspect(sources, format)
+    report = _inspect(sources, format, _limits(root))
     target = root / "data" / "raw" / (stem if folder else stem + _suffix(sources[0]))
     other_forms = {stem, *(stem + suffix for suffix in SUFFIXES)} - {target.name}
     taken = next((form for form in sorted(other_forms) if (target.parent / form).exists()), None)
@@ -118,8 +125,8 @@ def ingest_model(root: Path, folder: Path, *, name: str) -> ModelReport:
     present = sorted(path for path in folder.iterdir() if path.is_file())
     copied = {path.name: path for path in present if path.suffix in MODEL_FILES}
     tensors = _count_tensors(folder, [path for path in present if path.suffix == ".safetensors"])
-    _require_tokenizer(folder)
     architecture = _architecture(folder)
+    _require_tokenizer(folder)
     status = bring_in(root, copied, root / "data" / "base" / checked)
     left_out = [path.name for path in sorted(folder.iterdir()) if path.name not in copied]
     return ModelReport(name=checked, status=status, architecture=architecture, tensors=tensors, left_out=left_out)
@@ -161,19 +168,37 @@ def _suffix(path: Path) -> str:
         return ".jsonl.gz" if stream.read(2) == b"\x1f\x8b" else ".jsonl"
 
 
-def _inspect(sources: Sequence[Path], forced: str | None) -> dict[str, Any]:
-    """Read every row once: the fields of a DataReport that depend on the content."""
+def _limits(root: Path) -> Limits:
+    """The sizes that `validate` will allow; none where the settings do not say."""
+    params = root / "params.yaml"
+    section = read_params(params).get("validate") if params.is_file() else None
+    found = section if isinstance(section, dict) else {}
+    longest = [found.get(name) for name in ("max_prompt_chars", "max_response_chars")]
+    prompt, response = (value if isinstance(value, int) else sys.maxsize for value in longest)
+    return Limits(prompt_chars=prompt, response_chars=response)
+
+
+def _inspect(sources: Sequence[Path], forced: str | None, limits: Limits) -> dict[str, Any]:
+    """Read every row once, as `validate` will: the fields of a DataReport that depend on the content."""
     rows: Counter[str] = Counter()
     refused: list[Refused] = []
     sample: dict[str, Any] = {}
     detected = [detect(source, forced) for source in sources]
     for source, one in zip(sources, detected, strict=True):
-        for found in read(source, source.name, one):
-            if isinstance(found, Refused):
-                refused.append(found)
-            else:
-                rows[found.kind] += 1
-                sample = sample or found.record
+        stream = read(source, source.name, one)
+        while chunk := list(islice(stream, CHUNK)):
+            refused += [found for found in chunk if isinstance(found, Refused)]
+            good, failures = check([found for found in chunk if isinstance(found, Row)], limits)
+            refused += failures
+            rows.update(row.kind for row in good)
+            sample = sample or (good[0].record if good else {})
+    refused.sort(key=lambda failure: (failure.file, failure.line))
+    if not rows:
+        worst, count = Counter(f"{failure.field}: {failure.reason}" for failure in refused).most_common(1)[0]
+        raise BadInput(
+            f"{sources[0]}: `validate` would refuse every row, most often ({count} times) because of {worst}; "
+            "mend the rows and bring the file in again"
+        )
     first = refused[0] if refused else None
     return {
         "format": ", ".join(dict.fromkeys(one.format for one in detected)),
@@ -211,6 +236,14 @@ def _require_tokenizer(folder: Path) -> None:
         raise BadInput(
             f"{folder}: has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save it there, too"
         )
+    from rlhf.tokenizer import load_tokenizer
+
+    try:
+        load_tokenizer(folder)
+    except BadInput:
+        raise
+    except Exception as error:  # the parser of tokenizer.json raises no narrower class
+        raise BadInput(f"{folder}: its tokenizer cannot be loaded ({_reason(error)}); save it again") from error
 
 
 def _architecture(folder: Path) -> str:
@@ -221,9 +254,13 @@ def _architecture(folder: Path) -> str:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # every model family checks its settings in its own way
         raise BadInput(
-            f"{folder}: its config.json cannot be used ({reason}); wanted a model that transformers knows"
+            f"{folder}: its config.json cannot be used ({_reason(error)}); wanted a model that transformers knows"
         ) from error
     return str((config.architectures or [type(config).__name__])[0])
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, as part of a sentence."""
+    return shorten(" ".join(str(error).split()).rstrip(".")) or type(error).__name__

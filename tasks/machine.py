@@ -11,9 +11,13 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rlhf.errors import StageFailed
 from tasks.diagnosis import Check
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
+WRITTEN = (".ratchet/tmp", ".ratchet/state", ".dvc", "data")
+"""Folders that a run writes to; each may be a disk of its own."""
+DISK_LEAST = 32 * MIB
 LOWEST_PYTHON = (3, 11)
 DISK_FAIL, DISK_WARN = 1 * GIB, 5 * GIB
 MEMORY_WARN = 2 * GIB  # a stage of the embedded task stays under 1.5 GB
@@ -165,6 +169,25 @@ def disk(root: Path) -> Check:
             remedy="Free space: `ratchet clean`, then `dvc gc --workspace` for data that nothing refers to.",
         )
     return Check(name="disk", state="ok", found=found)
+
+
+def require_space(root: Path) -> None:
+    """Refuse to begin a run that could not even write its logs.
+
+    Args:
+        root: the project.
+
+    Raises:
+        StageFailed: a disk that a run writes to is as good as full.
+    """
+    for name in WRITTEN:
+        folder = root / name
+        free = shutil.disk_usage(folder).free if folder.is_dir() else DISK_LEAST
+        if free < DISK_LEAST:
+            raise StageFailed(
+                f"{folder}: {free / MIB:.1f} MiB are free on its disk, wanted at least {DISK_LEAST // MIB} MiB to "
+                "begin a run; free some space (`ratchet clean` frees .ratchet/tmp) and run the command again"
+            )
 
 
 def compiler(launchers: dict[str, str]) -> Check:

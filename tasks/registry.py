@@ -204,9 +204,7 @@ def _set_previous(client: MlflowClient, root: Path, config: RegistryConfig) -> N
 def _stack(client: MlflowClient, root: Path, config: RegistryConfig) -> list[str]:
     """Return the champions to go back through, those left out whose version was deleted since."""
     present = _aliased(client, config, config.aliases.champion)
-    moves = with_discrepancies(
-        read_moves(root, config.policy), present.version if present else None, config.policy
-    )
+    moves = with_discrepancies(read_moves(root, config.policy), present.version if present else None, config.policy)
     alive = {str(entry.version) for entry in client.search_model_versions(f"name = '{config.policy}'")}
     return [number for number in champions_in_force(moves) if number in alive]
 

@@ -151,6 +151,8 @@ def conversations(model_input: Any) -> list[list[dict[str, str]]]:
         ValueError: a row has neither.
     """
     found: list[list[dict[str, str]]] = []
+    if isinstance(model_input, pd.DataFrame) and model_input.columns.empty:  # MLflow dropped what it does not know
+        raise ValueError('input: neither `prompt` nor `messages` in it; wanted, for example, [{"prompt": "Hello"}]')
     for number, row in enumerate(records(model_input)):
         messages, prompt = row.get("messages"), row.get("prompt")
         if messages is not None and not isinstance(messages, float):  # a missing cell of a table is a NaN
@@ -218,11 +220,9 @@ class Policy:
     def answer(self, prompts: list[list[dict[str, str]]], options: Mapping[str, Any]) -> list[str]:
         """Generate one answer per conversation, in their order."""
         encoded = [encode(self.tokenizer, messages) for messages in prompts]
-        answers: list[str] = []
         with _seeded(int(options["seed"])):
-            for start in range(0, len(encoded), BATCH):
-                answers.extend(self._generate(encoded[start : start + BATCH], options))
-        return answers
+            batches = [self._generate(encoded[at : at + BATCH], options) for at in range(0, len(encoded), BATCH)]
+        return [answer for batch in batches for answer in batch]
 
     def _generate(self, batch: list[list[int]], options: Mapping[str, Any]) -> list[str]:
         import torch

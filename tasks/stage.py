@@ -1,5 +1,6 @@
 """Run one stage through DVC, as a process that can be stopped and that never outlives its runner."""
 
+import dataclasses
 import re
 import signal
 import sys
@@ -37,6 +38,7 @@ HINTS = (
 """Lines with which DVC advises a person at a terminal; nobody is there."""
 KILLED_RANK = re.compile(r"exitcode\s*:\s*-\d+|Signal \d+ \(SIG\w+\) received")
 STORAGE_WORDS = ("No space left", "Read-only file system", "Permission denied", "Disk quota")
+STORAGE_CURE = "free space or rights, then run again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +112,7 @@ def explain(root: Path, name: str, ended: Ended) -> Failure:
         return failure("cancelled", "was stopped")
     note = read_failure(root, name)
     if note is not None:
-        return note
+        return _with_cure(note)
     text = "\n".join(ended.lines)
     complaint = " ".join(text.rpartition("ERROR: ")[2].split()).removeprefix(f"failed to reproduce '{name}': ")
     if BUSY in text or NO_LOCK in text:
@@ -119,9 +121,15 @@ def explain(root: Path, name: str, ended: Ended) -> Failure:
         if 128 < ended.exit_code < 128 + signal.NSIG:
             return failure("signal", f"its dvc process was killed by {_signal(ended.exit_code - 128)}")
         if any(words in text for words in STORAGE_WORDS):
-            return failure("failed", f"DVC could not write: {complaint}; free space or rights, then run again")
+            return failure("failed", f"DVC could not write: {complaint}; {STORAGE_CURE}")
         return failure("bad_input", complaint or "DVC refused it without a word", exit_code=2)
     return _command_failed(failure, text, complaint, ended)
+
+
+def _with_cure(note: Failure) -> Failure:
+    """Say what to do about a full disk that a library reported in words of its own."""
+    told = STORAGE_CURE in note.sentence or not any(words in note.sentence for words in STORAGE_WORDS)
+    return note if told else dataclasses.replace(note, sentence=f"{note.sentence}; {STORAGE_CURE}")
 
 
 def _command_failed(failure: Callable[..., Failure], text: str, complaint: str, ended: Ended) -> Failure:

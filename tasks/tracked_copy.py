@@ -73,14 +73,20 @@ def _same(copies: dict[str, Path], target: Path) -> bool:
 
 def _track(root: Path, target: Path) -> None:
     # -P keeps the project's own folders (`mlflow/`, `data/`) out of the module search path of dvc.
-    line = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "add", "--quiet", str(target.relative_to(root))]
+    line = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "add", str(target.relative_to(root))]
     ended = subprocess.run(line, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
     if ended.returncode:
-        said = [text for text in ended.stderr.splitlines() if text.strip()]
         raise StageFailed(
-            f"`dvc add {target.relative_to(root)}` failed: {said[-1] if said else f'exit code {ended.returncode}'}"
+            f"`dvc add {target.relative_to(root)}` failed: {_complaint(ended)}; solve that, then try again"
         )
     log.info("%s is tracked by %s.dvc", target.relative_to(root), target.name)
+
+
+def _complaint(ended: "subprocess.CompletedProcess[str]") -> str:
+    """The error among what DVC said; the line after it advertises a chat."""
+    said = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
+    errors = [line.partition("ERROR: ")[2] for line in said if "ERROR: " in line]
+    return (errors or said or [f"exit code {ended.returncode}"])[-1]
 
 
 def _remove(path: Path) -> None:

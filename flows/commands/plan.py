@@ -32,10 +32,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the plan."""
     from tasks.graph import plan
+    from tasks.params_check import require_valid
     from tasks.settings import project_root
     from tasks.timings import read_timing
 
     root = project_root()
+    require_valid(root)
     planned = plan(root, until=args.until, force=args.force)
     usual = {stage.name: timing.seconds if (timing := read_timing(root, stage.name)) else None for stage in planned}
     document = {

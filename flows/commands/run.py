@@ -35,10 +35,14 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the flow, or say at once that there is nothing to do."""
     from flows.server import LocalServer, require_named_server, server_is_needed
+    from tasks.machine import require_space
+    from tasks.params_check import require_valid
     from tasks.settings import applied_environment, project_root
 
     began = time.monotonic()
     root = project_root()
+    require_valid(root)
+    require_space(root)
     with applied_environment(root), run_lock(root), ExitStack() as stack:
         server = LocalServer(root) if server_is_needed() else None
         if args.flow and server:

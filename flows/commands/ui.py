@@ -41,17 +41,20 @@ def run(args: argparse.Namespace) -> int:
     root = project_root()
     store = tracking_uri(root)
     pages: dict[str, str] = {}
+    own_mlflow, own_prefect = not store.startswith("http"), server_is_needed()
+    if own_mlflow:
+        _require_free(args.mlflow_port, "--mlflow-port")
+    if own_prefect:
+        _require_free(args.prefect_port, "--prefect-port")
     with ExitStack() as running:
         mlflow: subprocess.Popen[bytes] | None = None
-        if store.startswith("http"):
+        if not own_mlflow:
             pages["mlflow"] = store
         else:
-            _require_free(args.mlflow_port, "--mlflow-port")
             mlflow = _start_mlflow(root, store, args.mlflow_port)
             running.callback(_stop, mlflow)
             pages["mlflow"] = f"http://{HOST}:{args.mlflow_port}"
-        if server_is_needed():
-            _require_free(args.prefect_port, "--prefect-port")
+        if own_prefect:
             server = running.enter_context(LocalServer(root, port=args.prefect_port))
             server.wait()
             pages["prefect"] = server.ui_url
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _require_free(port: int, option: str) -> None:
+    if not 0 < port < 2**16:
+        raise CommandError(f"{option} is {port}, wanted a port number from 1 to {2**16 - 1}")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

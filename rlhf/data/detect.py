@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf.data.raw_files import rows
 from rlhf.data.readers import READERS
+from rlhf.data.records import RowError
 from rlhf.errors import BadInput
 
 SAMPLE = 100
@@ -39,9 +40,14 @@ def detect(path: Path, forced: str | None = None) -> Detected:
         if forced not in READERS:
             raise BadInput(f"{path}: unknown format {forced!r}; known formats are {', '.join(READERS)}")
         return Detected(forced, "it was asked for")
-    sample = [row for _, row in islice(rows(path), SAMPLE) if isinstance(row, dict)]
+    head = [row for _, row in islice(rows(path), SAMPLE)]
+    sample = [row for row in head if isinstance(row, dict)]
     if not sample:
-        raise BadInput(f"{path}: none of the first {SAMPLE} rows is a JSON object; wanted JSON lines or a JSON array")
+        reason = next((row.reason for row in head if isinstance(row, RowError)), "no rows")
+        raise BadInput(
+            f"{path}: none of the first {SAMPLE} rows is a JSON object ({reason}); wanted JSON lines or a JSON array "
+            "in UTF-8"
+        )
     # Each row counts for one reader only: a demonstration that lost its response looks like a prompt, and all the
     # others look like prompts, too, so that counting every fit would let the damaged row decide.
     fitting = Counter(name for row in sample if (name := _first_fit(row)) is not None)

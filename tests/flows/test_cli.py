@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,10 @@ def test_a_wrong_option_is_a_usage_error_in_one_sentence(
         (BadInput("data/raw/x.jsonl:3: not JSON"), 2, "x.jsonl:3: not JSON"),
         (StageFailed("ppo: loss is NaN"), 1, "loss is NaN"),
         (OSError(errno.ENOSPC, "No space left on device", "data/x"), 1, "data/x: the disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "from", None, "to"), 1, "error: to: the disk is full"),
+        (sqlite3.OperationalError("disk I/O error"), 1, "a database below .ratchet or .dvc: the disk is full"),
+        (sqlite3.OperationalError("attempt to write a readonly database"), 1, "the file system is read-only"),
+        (sqlite3.OperationalError("no such table: runs"), 1, "unexpected OperationalError: no such table: runs"),
         (OSError(errno.EADDRINUSE, "Address already in use"), 1, "the port is taken"),
         (ZeroDivisionError("division by zero"), 1, "unexpected ZeroDivisionError: division by zero"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows.retrain import Outcome, stopped_by_signals
+from flows.retrain import Outcome, run_name, stopped_by_signals
 from flows.server import LocalServer
 from tests.tiny_project import alive, count, edit, wait_for
 
@@ -177,6 +179,14 @@ def test_what_was_made_is_published_and_promoted_once_mlflow_is_there(
     assert document["gate"]["promoted"]
     assert document["champion"] == "policy/2"
     assert {"publish", "gate"} <= set(tasks_of(server, document["run_id"]))
+
+
+@pytest.mark.parametrize(("until", "ending"), [(None, ""), ("left", " until left")])
+def test_a_flow_run_is_named_by_its_start_and_its_end(
+    until: str | None, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.retrain.flow_run", SimpleNamespace(get_parameters=lambda: {"until": until}))
+    assert re.fullmatch(rf"retrain \d{{4}}-\d\d-\d\d \d\d:\d\d{ending}", run_name())
 
 
 def test_handlers_are_given_back() -> None:

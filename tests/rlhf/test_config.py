@@ -82,7 +82,8 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     [
         (b"a: 1\na: 2\n", "params.yaml:2: the key 'a' stands twice"),
         (b"a: [1\n", "not valid YAML"),
-        (b"- 1\n", "got list, wanted one section per stage"),
+        (b"- 1\n", "holds a list, wanted one section per stage"),
+        (b"", "params.yaml: is empty, wanted one section per stage"),
         (b"\xff\xfe", "not UTF-8"),
     ],
 )

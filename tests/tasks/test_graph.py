@@ -1,3 +1,5 @@
+import io
+import logging
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,17 @@ def test_the_graph_is_dvcs(finished_project: Path) -> None:
     assert graph.stages["left"].deps == ("first.txt", "step.py")
     assert graph.stages["left"].params == ("left",)
     assert graph.sources == ()
+
+
+def test_dvc_draws_no_bars_into_our_display(finished_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.progress import Tqdm
+
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(logging.getLogger("dvc.progress"), "level", logging.WARNING)
+    assert not Tqdm(file=terminal).disable
+    load_graph(finished_project)
+    assert Tqdm(file=terminal).disable
 
 
 def test_parts_of_the_graph(finished_project: Path) -> None:
@@ -80,6 +93,12 @@ def test_it_works_from_another_folder(finished_project: Path, monkeypatch: pytes
     monkeypatch.chdir("/")
     assert load_graph(finished_project).order == ("first", "left", "right", "last")
     assert stale(finished_project) == {}
+
+
+def test_a_torn_lock_file_is_named_with_the_cure(new_project: Path) -> None:
+    (new_project / "dvc.lock").write_text("schema: [")
+    with pytest.raises(BadInput, match=r"dvc\.lock', .*; mend that file, or `git checkout` the committed one"):
+        load_graph(new_project)
 
 
 def test_what_dvc_refuses_is_one_sentence(new_project: Path, tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_what_cannot_be_read_is_refused_before_anything_is_copied(root: Path, tm
     assert not list((root / "data" / "raw").glob("bad*"))
 
 
+def test_rows_are_held_against_the_contracts(root: Path, tmp_path: Path) -> None:
+    (root / "params.yaml").write_text("validate: {max_prompt_chars: 9, max_response_chars: 9}\n")
+    equal, endless = {**PAIR, "rejected": "A"}, {**PAIR, "chosen": "A" * 10}
+    report = ingest_data(root, [write(tmp_path / "some.jsonl", equal, PAIR, endless)], name=None, format=None)
+    assert (report.rows, report.refused) == ({"pair": 1}, 2)
+    assert report.example == "some.jsonl:1 rejected: chosen equals rejected"
+    with pytest.raises(BadInput, match=r"none\.jsonl: `validate` would refuse every row, .* \(2 times\)"):
+        ingest_data(root, [write(tmp_path / "none.jsonl", equal, equal)], name=None, format=None)
+    assert not list((root / "data" / "raw").glob("none*"))
+
+
 @pytest.mark.shared
 def test_a_real_model_is_copied_and_tracked(root: Path, shared: Path) -> None:
     report = ingest_model(root, shared / "models" / "stories260K", name="stories260k")
@@ -118,9 +129,15 @@ def test_models_that_lack_something_are_refused(root: Path, shared: Path, tmp_pa
     with pytest.raises(BadInput, match=r"no config\.json"):
         ingest_model(root, copy("formless", "config.json"), name="m")
     strange = copy("strange", "config.json")
-    (strange / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(BadInput, match=r"its config\.json cannot be used"):
-        ingest_model(root, strange, name="m")
+    for config in ('{"model_type": "nothing-known"}', '{"model_type": "llama", "hidden_size": "many"}', "[", "[]"):
+        (strange / "config.json").write_text(config)
+        with pytest.raises(BadInput, match=r"its config\.json cannot be used"):
+            ingest_model(root, strange, name="m")
+    torn = copy("torn")
+    for text in ("{", "[]", '{"version": "1.0"}'):
+        (torn / "tokenizer.json").write_text(text)
+        with pytest.raises(BadInput, match="tokenizer cannot be loaded"):
+            ingest_model(root, torn, name="m")
     with pytest.raises(BadInput, match="no such folder"):
         ingest_model(root, tmp_path / "none", name="m")
     assert not (root / "data" / "base" / "m").exists()

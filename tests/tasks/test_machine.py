@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf.errors import StageFailed
 from tasks import machine
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,17 @@ def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_space_on_disk(free: int, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     assert machine.disk(tmp_path).state == state
+
+
+def test_a_run_does_not_begin_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"state": 2**30, "data": 2**30}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path.name]))
+    (tmp_path / ".ratchet" / "state").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    machine.require_space(tmp_path)
+    free["data"] = 3 * 2**20
+    with pytest.raises(StageFailed, match=r"data: 3\.0 MiB are free on its disk, wanted at least 32 MiB"):
+        machine.require_space(tmp_path)
 
 
 def test_a_compiler_is_needed_only_by_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,6 @@ def test_prompts_come_as_text_as_chat_or_in_a_table() -> None:
     assert conversations(pd.DataFrame({"prompt": ["Hello", None], "messages": [None, chat]})) == [chat, chat]
     with pytest.raises(ValueError, match="input row 0: neither a text"):
         conversations([{"text": "Hello"}])
+    assert conversations([]) == []
+    with pytest.raises(ValueError, match="wanted, for example"):  # what MLflow makes of plain texts
+        conversations(pd.DataFrame())

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -182,6 +183,17 @@ def test_a_full_disk_is_not_called_bad_input(tmp_path: Path) -> None:
     failure = explain(tmp_path, "ppo", Ended(exit_code=255, lines=lines, seconds=1.0, peak_mb=1.0, cancelled=False))
     assert failure.exit_code == 1
     assert "free space" in failure.sentence
+
+
+def test_a_full_disk_in_the_words_of_a_library_gets_its_cure(tmp_path: Path) -> None:
+    note = {"stage": "sft", "exit_code": 1, "kind": "failed", "sentence": "SafetensorError: No space left on device"}
+    path = tmp_path / ".ratchet" / "tmp" / "failures" / "sft.json"
+    path.parent.mkdir(parents=True)
+    ended = Ended(exit_code=255, lines=(), seconds=1.0, peak_mb=1.0, cancelled=False)
+    cured = "SafetensorError: No space left on device; free space or rights, then run again"
+    for sentence in (note["sentence"], cured):
+        path.write_text(json.dumps({**note, "sentence": sentence}))
+        assert explain(tmp_path, "sft", ended).sentence == cured
 
 
 def test_a_torn_lock_is_mended(finished_project: Path) -> None:

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import BadInput, StageFailed
+from tasks.graph import load_graph
 from tasks.tracked_copy import bring_in
 
 
@@ -44,8 +46,9 @@ def test_a_failing_dvc_leaves_everything_as_it_was(root: Path, tmp_path: Path) -
     target = root / "data" / "raw" / "set"
     bring_in(root, {"a.jsonl": source(tmp_path, "a", "one")}, target)
     (root / ".dvc" / "config").write_text("[core\nbroken")
-    with pytest.raises(StageFailed, match="dvc add data/raw/set"):
+    with pytest.raises(StageFailed, match=r"dvc add data/raw/set` failed: .*config.*; solve that") as caught:
         bring_in(root, {"b.jsonl": source(tmp_path, "b", "two")}, target)
+    assert "Having any troubles" not in str(caught.value)
     assert [path.name for path in target.iterdir()] == ["a.jsonl"]
     with pytest.raises(StageFailed):
         bring_in(root, {"": source(tmp_path, "b", "two")}, root / "data" / "raw" / "new.jsonl")
@@ -61,3 +64,18 @@ def test_what_dvc_does_not_track_is_never_replaced(root: Path, tmp_path: Path) -
     with pytest.raises(BadInput, match="not tracked by DVC"):
         bring_in(root, {"": source(tmp_path, "a", "one")}, target)
     assert target.read_text() == "precious"
+
+
+def test_dvc_finds_what_was_brought_in_despite_our_gitignore(tmp_path: Path) -> None:
+    for folder in ("data/raw", "data/base"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copy(Path(__file__).parents[2] / ".gitignore", tmp_path / ".gitignore")
+    for line in (["git", "init", "-q"], [sys.executable, "-P", "-m", "dvc", "init", "-q"]):
+        subprocess.run(line, cwd=tmp_path, check=True, capture_output=True)
+    bring_in(tmp_path, {"": source(tmp_path, "a", "one")}, tmp_path / "data" / "raw" / "a.jsonl")
+    bring_in(tmp_path, {"w": source(tmp_path, "w", "two")}, tmp_path / "data" / "base" / "small")
+    assert sorted(load_graph(tmp_path).sources) == ["data/base/small", "data/raw/a.jsonl"]
+    listed = ["git", "status", "--porcelain", "-uall", "data"]
+    seen = subprocess.run(listed, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.split()
+    assert [name for name in seen if name != "??"] == ["data/base/small.dvc", "data/raw/a.jsonl.dvc"]

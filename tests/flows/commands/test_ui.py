@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import main
 from flows.server import free_port
 
 
@@ -59,3 +60,9 @@ def test_a_taken_port_is_one_sentence(empty_project: Path, project: Path) -> Non
     assert result.returncode == 2
     assert f"port {port} is taken" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", [0, -1, 99999])
+def test_a_port_that_cannot_be_is_bad_usage(empty_project: Path, port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ui", "--root", str(empty_project), "--mlflow-port", str(port)]) == 2
+    assert f"--mlflow-port is {port}, wanted a port number from 1 to 65535" in capsys.readouterr().err
