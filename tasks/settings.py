@@ -82,6 +82,7 @@ def environment(root: Path | None = None) -> dict[str, str]:
         # The same folder as core.site_cache_dir in .dvc/config, which DVC takes relative to the current folder.
         "DVC_SITE_CACHE_DIR": str(tmp_dir(found) / "dvc"),
         "DVC_STUDIO_OFFLINE": "1",
+        "MPLCONFIGDIR": str(tmp_dir(found) / "matplotlib"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_EXTENSIONS_DIR": str(tmp_dir(found) / "torch_extensions"),

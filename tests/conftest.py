@@ -14,6 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DVC_NO_ANALYTICS"] = "1"
+# Nothing is written outside the project.
+for name in ("TORCH_EXTENSIONS_DIR", "MPLCONFIGDIR"):
+    os.environ.setdefault(name, str(ROOT / ".ratchet/tmp/tests" / name.lower()))
 for name in ("RATCHET_KEY", "RATCHET_ROOT", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
