@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 export DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint types repro ui bench clean setup
+.PHONY: run test lint repro ui clean setup
 
 run: $(READY)  ## raw data to champion model, end to end
 	@$(BIN)/ratchet run
+	@command -v ratchet >/dev/null || echo "\`ratchet\` lies in $(BIN); \`source $(BIN)/activate\` brings it into this shell"
 
 test: $(READY)  ## lint, types and all tests
 	@$(MAKE) --no-print-directory lint
