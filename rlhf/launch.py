@@ -122,6 +122,9 @@ def environment(threads: int) -> dict[str, str]:
         "RAYON_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # Saving a model makes transformers import accelerate, and that MLflow, which notes its use in the home folder.
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
         "TORCH_EXTENSIONS_DIR": str(Path(".ratchet/tmp/torch_extensions").resolve()),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import BadInput
-from rlhf.launch import command, launch_settings, parse, stage_seed
+from rlhf.launch import command, environment, launch_settings, parse, stage_seed
 
 RECIPE = """
 import os, time
@@ -144,6 +144,13 @@ def test_each_launcher_runs_this_module() -> None:
     assert command(["deepspeed", "--num_gpus=8"], ["sft"]) == [
         "deepspeed", "--num_gpus=8", "--module", "rlhf.launch", "sft",
     ]  # fmt: skip
+
+
+def test_libraries_that_a_stage_loads_report_nothing_and_keep_their_threads_asleep() -> None:
+    variables = environment(3)
+    assert variables["OMP_NUM_THREADS"] == "3"
+    assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert variables["DO_NOT_TRACK"] == variables["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_stages_draw_from_different_streams() -> None:
