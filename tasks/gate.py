@@ -105,7 +105,9 @@ def judge_challenger(root: Path, number: str | int | None = None) -> Verdict:
     failed = [rule.sentence for rule in rules if not rule.ok and not rule.soft]
     against = f"champion {holder.reference}" if holder else "sft (there is no champion yet)"
     good = passes(rules)
-    why = "every rule holds" if good else "; ".join(failed)
+    warned = [rule.sentence for rule in rules if not rule.ok and rule.soft]
+    holds = "every rule that binds holds, but " if warned else "every rule holds"
+    why = holds + "; ".join(warned) if good else "; ".join(failed)
     return _verdict(
         contender,
         holder,

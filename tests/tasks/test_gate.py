@@ -27,6 +27,13 @@ def test_the_first_champion_has_to_beat_sft_and_the_next_one_the_champion(publis
     assert (by_name["judge_win"].value, by_name["judge_win"].low) == (1.0, 1.0)
     assert by_name["length_ratio"].value == pytest.approx(7 / 6)
     assert by_name["kl"].soft
+    # A soft rule that fails does not block, and is not passed over in silence.
+    kl = by_name["kl"].value
+    set_mode(published, "name: kl, below: 5.0", f"name: kl, below: {kl / 2}")
+    warned = judge_challenger(published)
+    assert warned.promote
+    assert "every rule that binds holds, but kl" in warned.sentence
+    set_mode(published, f"name: kl, below: {kl / 2}", "name: kl, below: 5.0")
     # sft itself draws with sft on every prompt: a win rate of one half is not above one half.
     refused = judge_challenger(published, 1)
     assert not refused.promote
