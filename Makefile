@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Only `make mutate` needs these; what else they need is in constraints.txt.
+MUTATION := mutmut==3.8.1 coverage==7.17.3 libcst==1.9.0 linkify-it-py==2.2.0 mdit-py-plugins==0.7.0 setproctitle==1.3.8 textual==8.2.8
 export DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint repro ui clean setup
+.PHONY: run test lint mutate repro ui clean setup
 
 run: $(READY)  ## raw data to champion model, end to end
 	@$(BIN)/ratchet run
@@ -20,6 +22,10 @@ lint: $(READY)  ## style, layers and types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+mutate: $(READY)  ## plant errors in the formulas and the gate, one at a time; the tests must notice 90 % of them
+	@$(BIN)/python -c 'import mutmut' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps $(MUTATION)
+	$(BIN)/python -m bench.mutation
 
 repro: $(READY)  ## the science alone: DVC, no server
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

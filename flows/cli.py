@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "status": "stages, last runs, champion and challenger",
     "use": "merge a profile into params.yaml, showing the difference first",
     "ingest": "add raw data, or a base model, as a new version",
+    "collect": "new preference pairs from a policy's answers, labelled by a judge",
+    "denoise": "list the training pairs whose label is probably wrong",
     "accept": "record that a source change leaves a stage's results as they are",
     "publish": "make MLflow agree with dvc.lock",
     "gate": "compare the challenger with the champion",

@@ -1,12 +1,17 @@
 """What a run leaves on the screen, as JSON, and as the artifact of the flow run: one document, three forms."""
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.output import cell_text, table
+from rlhf.advice import Advice
+from rlhf.errors import BadInput
 from rlhf.outputs import read_jsonl
+from tasks.marks import Mark, marks
+from tasks.params_advice import advise
 from tasks.timings import read_timing
 
 if TYPE_CHECKING:
@@ -39,6 +44,8 @@ def collect(root: Path, outcome: "Outcome") -> Document:
         "commit": outcome.commit,
         "stages": [_stage(root, outcome, name) for name in outcome.order],
         "win_rates": win_rates(root),
+        "marks": [dataclasses.asdict(mark) for mark in run_marks(root, outcome)],
+        "advice": [dataclasses.asdict(advice) for advice in _advice(root)],
         "published": list(outcome.published.published) if outcome.published else [],
         "waiting": outcome.published.waiting if outcome.published else outcome.publish_error,
         "gate": None,
@@ -64,6 +71,11 @@ def win_rates(root: Path) -> dict[str, dict[str, float]]:
             if shown:
                 found[policy] = shown
     return found
+
+
+def run_marks(root: Path, outcome: "Outcome") -> list[Mark]:
+    """Return the verdicts on the stages that are up to date after this run; of others, files would tell the past."""
+    return marks({name: read_metrics(root, name) for name in outcome.results})
 
 
 def read_metrics(root: Path, stage: str) -> dict[str, Any]:
@@ -110,6 +122,8 @@ def as_text(document: Mapping[str, Any]) -> str:
     rates = _rate_rows(document["win_rates"])
     if rates:
         parts.append(table(("win rate against sft", "value", "95% interval"), rates))
+    if document["marks"]:
+        parts.append("\n".join(mark["sentence"] for mark in document["marks"]))
     lines = [f"{stage['name']}: {stage['error']}" for stage in document["stages"] if stage["error"]]
     if document["published"]:
         lines.append(f"published: {', '.join(document['published'])}")
@@ -131,12 +145,24 @@ def as_markdown(document: Mapping[str, Any], root: Path) -> str:
     rates = _rate_rows(document["win_rates"])
     if rates:
         parts += ["## Win rates", _markdown_table(("policy", "win rate", "95% interval"), rates)]
+    if document["marks"]:
+        parts += ["## Marks", _markdown_list(mark["sentence"] for mark in document["marks"])]
+    if document["advice"]:
+        parts += ["## Settings outside recommended ranges", _markdown_list(a["sentence"] for a in document["advice"])]
     if document["gate"]:
         parts += ["## Gate", document["gate"]["sentence"]]
     samples = list(_samples(root))
     if samples:
         parts += ["## Samples", _markdown_table(("stage", "step", "prompt", "response"), samples)]
     return "\n\n".join(parts) + "\n"
+
+
+def _advice(root: Path) -> list[Advice]:
+    """Say what the run was advised; a file that was spoilt while it ran is the next run's matter."""
+    try:
+        return advise(root)
+    except BadInput:
+        return []
 
 
 def _stage(root: Path, outcome: "Outcome", name: str) -> dict[str, Any]:
@@ -202,6 +228,10 @@ def _excerpt(value: object) -> str:
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [headers, ["---"] * len(headers), *([cell_text(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

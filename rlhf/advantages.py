@@ -6,6 +6,8 @@ Values are aligned with the token they precede: `values[b, t]` is V of the state
 what a value model says at position t - 1.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,20 @@ GROUP_STD_FLOOR = 1e-6
 
 @torch.no_grad()
 def shape_rewards(
-    score: Tensor, logprobs: Tensor, ref_logprobs: Tensor, response_mask: Tensor, *, kl_coef: float
+    score: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    response_mask: Tensor,
+    *,
+    kl_coef: float,
+    estimator: Callable[[Tensor, Tensor], Tensor] = kl_k1,
 ) -> Tensor:
     """Spread a response's score and its KL penalty over its tokens.
 
-        reward_t = -kl_coef (logprobs_t - ref_logprobs_t) + [t is the last response token] score
+        reward_t = -kl_coef k1_t + [t is the last response token] score,    k1_t = logprobs_t - ref_logprobs_t
 
-    The penalty is k1: it may be negative on a token, and only so is its sum an unbiased estimate. The score lands on
-    the last token that the policy emitted, not on the slot after it.
+    k1 may be negative on a token, and only with it does the policy gradient of the summed penalty have the KL's own
+    mean. The score lands on the last token that the policy emitted, not on the slot after it.
 
     Source: Ziegler et al. 2019, eq. 2, https://arxiv.org/abs/1909.08593
 
@@ -35,6 +43,7 @@ def shape_rewards(
         ref_logprobs: under the reference, nats. [B, T]
         response_mask: True where the policy sampled the token. [B, T] bool
         kl_coef: reward units per nat, at least 0.
+        estimator: of the KL, per token: `kl_k1`, or another one of `rlhf.kl` to compare with.
 
     Returns:
         Rewards per token, 0 outside the response. [B, T]
@@ -47,7 +56,7 @@ def shape_rewards(
     if score.shape != logprobs.shape[:1]:
         raise ValueError(f"score has shape {tuple(score.shape)} but logprobs have {tuple(logprobs.shape)}")
     last = last_true_index(response_mask).unsqueeze(1)
-    rewards = zero_outside(-kl_coef * kl_k1(logprobs, ref_logprobs), response_mask)
+    rewards = zero_outside(-kl_coef * estimator(logprobs, ref_logprobs), response_mask)
     return rewards.scatter_add(1, last, score.to(rewards.dtype).unsqueeze(1))
 
 
@@ -157,14 +166,14 @@ def leave_one_out(scores: Tensor) -> Tensor:
         scores: of n samples for each of G prompts, reward units. [G, n]
 
     Returns:
-        Advantages, one for each response; each row sums to 0. [G, n]
+        Advantages, one for each response; each row sums to 0, and is exactly 0 where all scores are equal. [G, n]
 
     Raises:
         ValueError: not two dimensions, or fewer than two samples in a group.
     """
     size = _group_size(scores)
     # The same as s_i - (sum - s_i) / (n - 1), but without the cancellation of a large common offset.
-    return (scores - scores.mean(dim=1, keepdim=True)) * (size / (size - 1))
+    return _centred(scores) * (size / (size - 1))
 
 
 @torch.no_grad()
@@ -189,10 +198,76 @@ def group_relative(scores: Tensor, *, divide_by_std: bool) -> Tensor:
         ValueError: not two dimensions, or fewer than two samples in a group.
     """
     _group_size(scores)
-    centred = scores - scores.mean(dim=1, keepdim=True)
-    # Rounding in the mean would otherwise be blown up by the division.
-    centred = torch.where((scores == scores[:, :1]).all(dim=1, keepdim=True), 0.0, centred)
+    centred = _centred(scores)
     return centred / (scores.std(dim=1, keepdim=True) + GROUP_STD_FLOOR) if divide_by_std else centred
+
+
+def all_equal(scores: Tensor) -> Tensor:
+    """Groups that teach nothing, because all their samples score the same.
+
+    Args:
+        scores: of n samples for each of G prompts. [G, n]
+
+    Returns:
+        True where they are equal. [G] bool
+    """
+    require_rank(2, scores=scores)
+    return (scores == scores[:, :1]).all(dim=1)
+
+
+def in_groups(function: Callable[[Tensor], Tensor], scores: Tensor, place: Tensor, *, size: int) -> Tensor:
+    """Apply a function of groups to responses that lie in any order.
+
+    Args:
+        function: from scores [G, n] to advantages [G, n].
+        scores: one for each response. [B]
+        place: a response's place in the order of asking, a permutation; places of one prompt follow each other. [B]
+        size: n, responses to a prompt; divides B.
+
+    Returns:
+        The results in the order of `scores`. [B]
+
+    Raises:
+        ValueError: shapes differ, or size does not divide B.
+    """
+    require_rank(1, scores=scores)
+    require_same_shape(scores=scores, place=place)
+    if size < 1 or scores.shape[0] % size:
+        raise ValueError(f"scores has shape {tuple(scores.shape)} but groups of {size} were wanted")
+    asked = torch.empty_like(scores)
+    asked[place] = scores
+    return function(asked.view(-1, size)).reshape(-1)[place]
+
+
+@torch.no_grad()
+def overlong_price(lengths: Tensor, *, longest: int, buffer: int, penalty: float) -> Tensor:
+    """A price on length that rises from 0 to `penalty` over the last tokens that are allowed (DAPO).
+
+        price = penalty * clip((length - (longest - buffer)) / buffer, 0, 1)
+
+    Source: Yu et al. 2025, eq. 13 ("soft overlong punishment"), https://arxiv.org/abs/2503.14476
+
+    Args:
+        lengths: of responses, tokens. [B]
+        longest: longest response allowed, tokens.
+        buffer: tokens over which the price rises, from 1 to `longest`.
+        penalty: price at `longest`, reward units, at least 0.
+
+    Returns:
+        What to subtract from the scores, reward units. [B] float32
+
+    Raises:
+        ValueError: not one dimension, or buffer is out of range.
+    """
+    require_rank(1, lengths=lengths)
+    if not 1 <= buffer <= longest:
+        raise ValueError(f"buffer is {buffer} but must lie between 1 and longest = {longest}")
+    return penalty * ((lengths.float() - (longest - buffer)) / buffer).clamp(0, 1)
+
+
+def _centred(scores: Tensor) -> Tensor:
+    # Rounding in the mean would otherwise survive in a group of equal scores, and be blown up by a division.
+    return torch.where(all_equal(scores).unsqueeze(1), 0.0, scores - scores.mean(dim=1, keepdim=True))
 
 
 def _check_tokens(gamma: float, **tensors: Tensor) -> None:

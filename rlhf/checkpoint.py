@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from rlhf.errors import BadInput
 
 KEY_VARIABLE = "RATCHET_KEY"
 FOLDER = Path(".ratchet/tmp/checkpoints")
+GAP = re.compile(r"\$\{\s*([\w.]+)\s*\}")
 KEPT = 2
 """Newest checkpoints kept per key: the one before the last is there in case the last is torn."""
 
@@ -50,7 +52,7 @@ def stage_key(stage: str, arguments: Sequence[str], params: Mapping[str, Any], r
     names = [entry for entry in block.get("params", []) if isinstance(entry, str)]
     chosen = {name: _lookup(params, name) for name in names}
     digest.update(json.dumps([block, chosen], sort_keys=True, default=str).encode())
-    for dependency in sorted(map(str, block.get("deps", []))):
+    for dependency in sorted(_filled(str(name), params) for name in block.get("deps", [])):
         for file in _files_below(root / dependency):
             digest.update(f"\0{file.relative_to(root)}\0".encode())
             with file.open("rb") as stream:
@@ -65,6 +67,11 @@ def _dvc_block(stage: str, root: Path) -> dict[str, Any] | None:
     stages = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("stages", {})
     block = stages.get(stage)
     return block if isinstance(block, dict) else None
+
+
+def _filled(text: str, params: Mapping[str, Any]) -> str:
+    """A path of `dvc.yaml` with its `${section.key}` replaced by parameters, as DVC does."""
+    return GAP.sub(lambda gap: str(_lookup(params, gap.group(1))), text)
 
 
 def _lookup(params: Mapping[str, Any], dotted: str) -> Any:

@@ -99,9 +99,15 @@ def load_section(params: Mapping[str, Any], section: str, cls: type[T], *, file:
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str, prefix: str) -> T:
-    """Build a dataclass from a mapping, checking names and types; `where` and `prefix` only shape the messages."""
+    """Build a dataclass from a mapping, checking names and types; `where` and `prefix` only shape the messages.
+
+    A class may name keys that people will try and that must not exist, with the reason, in its attribute `REFUSED`.
+    """
     names = _names(cls)
+    refused: Mapping[str, str] = getattr(cls, "REFUSED", {})
     for key in values:
+        if key in refused:
+            raise BadInput(f"{where}{prefix}{key} is refused: {refused[key]}")
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known keys are {', '.join(names)}"
@@ -127,6 +133,8 @@ def _show(value: Any) -> str:
 
 def _convert(value: Any, wanted: Any, where: str) -> Any:
     """Check `value` against a type annotation; an int is a valid float, and a list becomes a tuple."""
+    if wanted is Any:
+        return value
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:

@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from rlhf import distributed
 from rlhf.device import autocast, choose_device
-from rlhf.engine import BETAS, EPSILON, refuse_divergence
+from rlhf.engine import BETAS, EPSILON, parameter_groups, refuse_divergence
 from rlhf.schedules import Schedule
 
 
@@ -28,6 +29,7 @@ class DeepSpeedEngine:
         precision: str,
         weight_decay: float,
         zero_stage: int,
+        rates: Mapping[str, float],
     ) -> None:
         """See `engine.prepare`."""
         distributed.start()
@@ -35,8 +37,8 @@ class DeepSpeedEngine:
         self.device = choose_device()
         self.learning_rate, self.schedule = learning_rate, schedule
         self.precision, self.zero_stage = precision, zero_stage
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=weight_decay)
+        groups, self.peaks = parameter_groups(model, learning_rate, rates)
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=weight_decay)
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -48,6 +50,11 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.gathered_parameters = deepspeed.zero.GatheredParameters
         self.steps, self.skipped, self.bad_in_a_row, self.spoiled = 0, 0, 0, False
+        # Gradients are cut up and sent away during the backward pass, so each is looked at where it appears.
+        self.size = torch.zeros((), device=self.device)
+        for parameter in self.engine.module.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self._look_at)
 
     @property
     def module(self) -> Any:
@@ -69,7 +76,7 @@ class DeepSpeedEngine:
         self.engine.backward(loss * distributed.world_size())
 
     def step(self) -> dict[str, float]:
-        """Clip and update; when any rank's loss was not finite, all ranks drop the update.
+        """Clip and update; when any rank's loss or gradient was not finite, all ranks drop the update.
 
         Returns:
             `grad_norm` before clipping (NaN where DeepSpeed does not know it), `lr` used, and `skipped` so far.
@@ -77,23 +84,32 @@ class DeepSpeedEngine:
         Raises:
             StageFailed: too many updates in a row were dropped.
         """
-        rate = self.learning_rate * self.schedule(self.steps)
-        bad = distributed.reduce_sum({"bad": float(self.spoiled)})["bad"] > 0
+        factor = self.schedule(self.steps)
+        bad = distributed.any_rank(self.spoiled or not math.isfinite(float(self.size)))
         if bad:
             self.skipped += 1
             self.bad_in_a_row += 1
             refuse_divergence(self.bad_in_a_row, self.steps)
-            # A rate of 0 leaves the weights; moments must not see the gradient, so it is cleared first.
+            # Neither weights nor moments may see the gradient.
             self.engine.optimizer.zero_grad()
         else:
             self.bad_in_a_row = 0
-            for group in self.engine.optimizer.param_groups:
-                group["lr"] = rate
+            for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * factor
             self.engine.step()
         self.spoiled = False
+        self.size.zero_()
         self.steps += 1
         norm = None if bad else self.engine.get_global_grad_norm()
-        return {"grad_norm": float("nan") if norm is None else float(norm), "lr": rate, "skipped": float(self.skipped)}
+        return {
+            "grad_norm": math.nan if norm is None else float(norm),
+            "lr": self.learning_rate * factor,
+            "skipped": float(self.skipped),
+        }
+
+    def _look_at(self, gradient: Tensor) -> None:
+        """Add the norm of one parameter's gradient: the sum is finite when all of them are."""
+        self.size += gradient.detach().float().norm()
 
     def state_dict(self) -> dict[str, Any]:
         """Whole weights and this rank's part of the optimizer; to be loaded by the same rank of as many ranks."""

@@ -10,7 +10,7 @@ calls `backward` once per micro-batch and `step` once per batch. Which engine st
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +27,7 @@ BETAS = (0.9, 0.95)
 EPSILON = 1e-5
 """Adam's epsilon. The usual 1e-8 makes the first updates of a policy several times larger."""
 MAX_BAD_STEPS = 5
-"""So many non-finite gradients in a row end the stage: the weights will not recover by themselves."""
+"""So many updates in a row with a loss or gradient that is not finite end the stage: it will not recover by itself."""
 
 
 class Engine(Protocol):
@@ -44,7 +44,10 @@ class Engine(Protocol):
         """Forward pass of the module in the wanted precision."""
 
     def backward(self, loss: Tensor, *, final: bool = True) -> None:
-        """Add the gradient of `loss`; `final` is False for every micro-batch of a step but the last."""
+        """Add the gradient of `loss`; `final` is False for every micro-batch of a step but the last.
+
+        One loss that is not finite spoils the whole step, whatever its other micro-batches gave.
+        """
 
     def step(self) -> dict[str, float]:
         """Clip, update, advance the schedule; returns `grad_norm` (before clipping), `lr` and `skipped`."""
@@ -68,6 +71,7 @@ def prepare(
     precision: str = "auto",
     weight_decay: float = 0.0,
     zero_stage: int = 2,
+    rates: Mapping[str, float] | None = None,
 ) -> Engine:
     """An engine for a model that is to be trained.
 
@@ -79,6 +83,7 @@ def prepare(
         precision: "auto", "float32" or "bfloat16", see `device.autocast`.
         weight_decay: decoupled decay of AdamW.
         zero_stage: 0 to 3, used only with several ranks.
+        rates: peak rates of parameters whose names begin with a key, in place of `learning_rate`.
     """
     settings: dict[str, Any] = {
         "learning_rate": learning_rate,
@@ -86,6 +91,7 @@ def prepare(
         "max_grad_norm": max_grad_norm,
         "precision": precision,
         "weight_decay": weight_decay,
+        "rates": rates or {},
     }
     if distributed.world_size() == 1:
         return PlainEngine(model, **settings)
@@ -106,18 +112,20 @@ class PlainEngine:
         max_grad_norm: float,
         precision: str,
         weight_decay: float,
+        rates: Mapping[str, float],
     ) -> None:
         """See `prepare`."""
         self.device = choose_device()
         self.module = model.to(self.device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups, self.peaks = parameter_groups(model, learning_rate, rates)
         self.learning_rate, self.schedule = learning_rate, schedule
         self.max_grad_norm = max_grad_norm or math.inf
         self.precision = precision
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=True
+            groups, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=True
         )
-        self.steps, self.skipped, self.bad_in_a_row = 0, 0, 0
+        self.steps, self.skipped, self.bad_in_a_row, self.spoiled = 0, 0, 0, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward pass of the module in the wanted precision."""
@@ -125,23 +133,26 @@ class PlainEngine:
             return self.module(*args, **kwargs)
 
     def backward(self, loss: Tensor, *, final: bool = True) -> None:
-        """Add the gradient of `loss`; on one device `final` changes nothing."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        """Add the gradient of `loss`, unless it is not finite; on one device `final` changes nothing."""
+        if bool(torch.isfinite(loss.detach())):
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.spoiled = True
 
     def step(self) -> dict[str, float]:
-        """Clip and update; a gradient that is not finite is dropped and counted.
+        """Clip and update; the step is dropped and counted when a loss or the gradient is not finite.
 
         Returns:
-            `grad_norm` before clipping, `lr` used, and `skipped` updates so far.
+            `grad_norm` before clipping (NaN after a bad loss), `lr` used, and `skipped` updates so far.
 
         Raises:
-            StageFailed: `MAX_BAD_STEPS` gradients in a row were not finite.
+            StageFailed: `MAX_BAD_STEPS` steps in a row were dropped.
         """
-        rate = self.learning_rate * self.schedule(self.steps)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        factor = self.schedule(self.steps)
+        norm = math.nan if self.spoiled else float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * factor
             self.optimizer.step()
             self.bad_in_a_row = 0
         else:
@@ -149,9 +160,10 @@ class PlainEngine:
             self.bad_in_a_row += 1
             refuse_divergence(self.bad_in_a_row, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
+        self.spoiled = False
         # The schedule counts skipped updates too, so that it ends with the run.
         self.steps += 1
-        return {"grad_norm": norm, "lr": rate, "skipped": float(self.skipped)}
+        return {"grad_norm": norm, "lr": self.learning_rate * factor, "skipped": float(self.skipped)}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and counters."""
@@ -173,15 +185,37 @@ class PlainEngine:
         yield self.module
 
 
+def parameter_groups(
+    model: nn.Module, learning_rate: float, rates: Mapping[str, float]
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Trainable parameters by peak rate.
+
+    Args:
+        model: the module.
+        learning_rate: rate of all that `rates` does not name.
+        rates: rates by the beginnings of names.
+
+    Returns:
+        Groups as torch's optimizers take them, none empty, and their peak rates.
+    """
+    by_key: dict[str, list[nn.Parameter]] = {"": [], **{key: [] for key in rates}}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_key[next((key for key in rates if name.startswith(key)), "")].append(parameter)
+    used = [key for key, parameters in by_key.items() if parameters]
+    return [{"params": by_key[key]} for key in used], [rates[key] if key else learning_rate for key in used]
+
+
 def refuse_divergence(bad_in_a_row: int, step: int) -> None:
-    """Stop a run whose gradients stay non-finite.
+    """Stop a run whose losses or gradients stay non-finite.
 
     Raises:
         StageFailed: there were `MAX_BAD_STEPS` of them.
     """
-    log.warning("step %d: the gradient is not finite; update skipped (%d in a row)", step, bad_in_a_row)
+    log.warning("step %d: the loss or its gradient is not finite; update skipped (%d in a row)", step, bad_in_a_row)
     if bad_in_a_row >= MAX_BAD_STEPS:
         raise StageFailed(
-            f"step {step}: {bad_in_a_row} gradients in a row were not finite, so training stopped; try a lower "
-            "learning_rate, a longer warmup_fraction, a smaller max_grad_norm, or precision: float32"
+            f"step {step}: {bad_in_a_row} updates in a row had a loss or gradient that is not finite, so training "
+            "stopped; none of them touched the weights and the last checkpoint is kept; try a lower learning_rate, a "
+            "longer warmup_fraction, a smaller max_grad_norm, precision: float32, or another starting model"
         )

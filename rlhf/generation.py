@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.errors import BadInput
+from rlhf.errors import BadInput, StageFailed
 from rlhf.kv_cache import attends_fully, make_cache
 from rlhf.logprobs import log_softmax
 from rlhf.models import context_length
@@ -71,6 +71,7 @@ def generate(
 
     Raises:
         BadInput: prompt and response together do not fit into the model's context.
+        StageFailed: the model's logits are not finite.
         ValueError: no prompts, an empty prompt, or neither generator nor uniforms.
     """
     _check(model, prompts, max_new_tokens, temperature)
@@ -193,11 +194,17 @@ def _invert(scores: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = scores.to(torch.float64).exp_().cumsum(dim=-1)
     target = (uniforms * cumulative[:, -1]).unsqueeze(1)
-    # right=True passes over tokens of probability 0, whose cumulative value equals that of the token before.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    # right=True passes over tokens of probability 0, whose cumulative value equals that of the token before. The clamp
+    # is for NaN alone, which would give an index beyond the end before anybody could say why.
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=scores.shape[-1] - 1)
 
 
 def _collect(tokens: Tensor, logprobs: Tensor, lengths: Tensor, ended: Tensor) -> Generation:
+    if not bool(torch.isfinite(logprobs).all()):
+        raise StageFailed(
+            "the policy gives probabilities that are not numbers, so nothing can be sampled from it; its weights hold "
+            "NaN or infinity, so start from another model, or train with a lower learning_rate or precision: float32"
+        )
     columns, values, sizes = tokens.t().tolist(), logprobs.t().tolist(), lengths.tolist()
     return Generation(
         responses=[row[:size] for row, size in zip(columns, sizes, strict=True)],

@@ -20,6 +20,9 @@ from rlhf.shapes import require_rank, require_same_shape
 
 LOG_RATIO_LIMIT = 20.0
 ERROR_LIMIT = 0.2
+STEP_KL_FACTOR = 1.5
+STEP_KL_LIMITS = (1e-6, 1e6)
+"""A coefficient that was halved or doubled without end could not find back."""
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -199,6 +202,64 @@ class AdaptiveKl:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Continue from a checkpoint; target and horizon stay those of the configuration.
+
+        Args:
+            state: what `state_dict` returned.
+        """
+        self.coef = _require_coefficient(state["coef"])
+
+
+class StepKl:
+    """The price of leaving the policy that sampled, doubled or halved around a target after each update (PPO1).
+
+        coef <- coef / 2   if kl < target / 1.5
+        coef <- coef * 2   if kl > target * 1.5
+
+    This is another KL than the one to the reference: it bounds one update, that one the whole run.
+
+    Source: Schulman et al. 2017, section 4, https://arxiv.org/abs/1707.06347
+    """
+
+    def __init__(self, coef: float, target: float | None) -> None:
+        """Start from a coefficient.
+
+        Args:
+            coef: first coefficient, advantage units per nat, at least 0; above 0 with a target.
+            target: wanted KL(policy that sampled || policy) after an update, nats per token, > 0; None never moves.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        if target is not None and not (target > 0 and coef > 0):
+            raise ValueError(f"coef {coef} and target {target} must both be positive, since coef is only multiplied")
+        self.coef = _require_coefficient(coef)
+        self.target = target
+
+    def update(self, kl: float) -> None:
+        """Move the coefficient after an update.
+
+        Args:
+            kl: measured KL(policy that sampled || policy), nats per token.
+
+        Raises:
+            ValueError: there is a target and kl is not finite.
+        """
+        if self.target is None:
+            return
+        if not math.isfinite(kl):
+            raise ValueError(f"the measured KL of the update is {kl}, so its coefficient cannot be updated")
+        if kl < self.target / STEP_KL_FACTOR:
+            self.coef /= 2
+        elif kl > self.target * STEP_KL_FACTOR:
+            self.coef *= 2
+        self.coef = min(max(self.coef, STEP_KL_LIMITS[0]), STEP_KL_LIMITS[1])
+
+    def state_dict(self) -> dict[str, float]:
+        """State for a checkpoint."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from a checkpoint; the target stays that of the configuration.
 
         Args:
             state: what `state_dict` returned.

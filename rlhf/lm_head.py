@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf.shapes import require_rank, require_same_shape
 
@@ -48,14 +49,17 @@ class ResponseRows(NamedTuple):
     """From any rows of these to their logits [..., V]."""
     vocabulary: int
     """V."""
+    states: Tensor | None
+    """Last hidden states at the same positions, which a value head reads; None when not asked for. [N, H]"""
 
 
-def response_rows(model: nn.Module, batch: TokenBatch) -> ResponseRows:
+def response_rows(model: nn.Module, batch: TokenBatch, *, with_states: bool = False) -> ResponseRows:
     """Run a causal language model over a batch and keep what predicts the response tokens.
 
     Args:
         model: a Hugging Face causal language model, its dropout off; gradient flows.
         batch: ids and masks; padding may be on either side. [B, T]
+        with_states: also return the hidden states.
 
     Returns:
         The rows and the way to logits.
@@ -68,11 +72,13 @@ def response_rows(model: nn.Module, batch: TokenBatch) -> ResponseRows:
     # Token t is predicted at t - 1.
     predicts = batch.response_mask[:, 1:]
     if not runs_head_alone(model):
-        logits: Tensor = model(**inputs).logits[:, :-1][predicts]
-        return ResponseRows(logits, nn.Identity(), logits.shape[-1])
+        result = model(**inputs, output_hidden_states=True) if with_states else model(**inputs)
+        logits: Tensor = result.logits[:, :-1][predicts]
+        states = result.hidden_states[-1][:, :-1][predicts] if with_states else None
+        return ResponseRows(logits, nn.Identity(), logits.shape[-1], states)
     hidden: Tensor = _trunk(model)(**inputs).last_hidden_state[:, :-1][predicts]
     head = _head(model)
-    return ResponseRows(hidden, lambda rows: _apply_head(model, head, rows), _weight(head).shape[0])
+    return ResponseRows(hidden, lambda rows: _apply_head(model, head, rows), _weight(head).shape[0], hidden)
 
 
 def runs_head_alone(model: nn.Module) -> bool:
@@ -145,7 +151,8 @@ def _apply_head(model: nn.Module, head: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _is_plain(model: nn.Module) -> bool:
-    if hasattr(model, "peft_config") or _trunk(model) is model:
+    # An adapter inside the trunk (`rlhf.adapters`) leaves both parts what they were; one around it is another class.
+    if _trunk(model) is model or not isinstance(_trunk(model), PreTrainedModel):
         return False
     return all(getattr(model.config, name, None) is None for name in LOGIT_SCALINGS)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf.lm_head import TokenBatch, response_rows
+from rlhf.lm_head import ResponseRows, TokenBatch, response_rows
 from rlhf.shapes import require_rank
 
 CHUNK_ELEMENTS = 2**24
@@ -124,16 +124,35 @@ def response_logprobs(
     Raises:
         ValueError: shapes differ, the batch has no response token, or one stands at position 0 with nothing before it.
     """
-    rows, to_logits, vocabulary = response_rows(model, batch)
+    return logprobs_of_rows(
+        response_rows(model, batch), batch, temperature=temperature, forbidden=forbidden, with_entropy=with_entropy
+    )
+
+
+def logprobs_of_rows(
+    found: ResponseRows, batch: TokenBatch, *, temperature: float, forbidden: Tensor | None, with_entropy: bool
+) -> TokenLogprobs:
+    """`response_logprobs` from what `lm_head.response_rows` found, for callers that read the hidden states too.
+
+    Args:
+        found: rows of the batch; gradient flows.
+        batch: ids and masks. [B, T]
+        temperature: divides the logits. > 0
+        forbidden: True at ids that are never sampled. [V] bool, or None
+        with_entropy: also return the entropy of each distribution.
+
+    Returns:
+        Log-probabilities (and entropies), 0 outside the response. [B, T]
+    """
     ids = batch.input_ids[batch.response_mask]
 
     def look_up(block: Tensor, block_ids: Tensor) -> Tensor:
         logprobs, spread = _look_up(
-            to_logits(block), block_ids, temperature=temperature, forbidden=forbidden, with_entropy=with_entropy
+            found.to_logits(block), block_ids, temperature=temperature, forbidden=forbidden, with_entropy=with_entropy
         )
         return logprobs if spread is None else torch.stack((logprobs, spread), dim=1)
 
-    values = in_chunks(look_up, rows, ids, width=vocabulary)
+    values = in_chunks(look_up, found.rows, ids, width=found.vocabulary)
     if not with_entropy:
         return TokenLogprobs(scatter_response(values, batch.response_mask), None)
     return TokenLogprobs(
@@ -154,8 +173,8 @@ def response_logits(model: nn.Module, batch: TokenBatch) -> Tensor:
     Raises:
         ValueError: as `response_logprobs`.
     """
-    rows, to_logits, _ = response_rows(model, batch)
-    return to_logits(rows)
+    found = response_rows(model, batch)
+    return found.to_logits(found.rows)
 
 
 def scatter_response(values: Tensor, response_mask: Tensor) -> Tensor:

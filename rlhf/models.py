@@ -24,6 +24,7 @@ from rlhf.tokenizer import stop_ids
 DROPOUT_FIELDS = (
     "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "classifier_dropout", "dropout", "activation_dropout", "summary_first_dropout",
+    "resid_dropout", "embed_dropout", "layerdrop", "router_jitter_noise", "jitter_noise",
 )  # fmt: skip
 
 
@@ -144,12 +145,13 @@ def check_model_folder(folder: Path) -> None:
 
 
 def remove_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, in modules and config: equal weights must give equal log-probabilities."""
+    """Set every rate of dropout and the like to 0, in modules and config: equal weights, equal log-probabilities."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        # Attention code keeps the rate as a plain number on the module.
-        for name in ("attention_dropout", "dropout"):
+        # Attention code keeps the rate as a plain number on the module; some models skip whole layers or shake the
+        # routing to experts at random.
+        for name in DROPOUT_FIELDS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     config = getattr(model, "config", None)

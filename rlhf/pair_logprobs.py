@@ -1,6 +1,7 @@
-"""Log-probabilities of both sides of preference pairs: of one batch, and once and for all of a whole data set."""
+"""Log-probabilities of whole answers, alone or in preference pairs: of one batch, and of a whole data set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,34 @@ from rlhf.logprobs import response_logprobs
 from rlhf.preferences import Pair
 
 
+class Answer(NamedTuple):
+    """A prompt and what was answered, as token ids."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+def answer_logprobs(policy: PreTrainedModel, answers: Sequence[Answer], forbidden: Tensor, *, pad_id: int) -> Tensor:
+    """Log-probabilities of whole responses.
+
+    Args:
+        policy: a causal language model; gradient flows.
+        answers: B prompts and responses.
+        forbidden: True at tokens that are never sampled. [V] bool
+        pad_id: id written into the padding.
+
+    Returns:
+        Sums over the tokens of each response, nats. [B]
+    """
+    prompts, responses = [answer.prompt for answer in answers], [answer.response for answer in answers]
+    batch = collate(prompts, responses, pad_id=pad_id).to(policy.device)
+    return response_logprobs(policy, batch, temperature=1.0, forbidden=forbidden).logprobs.sum(dim=1)
+
+
 def pair_logprobs(
     policy: PreTrainedModel, pairs: Sequence[Pair], forbidden: Tensor, *, pad_id: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of whole responses, both sides in one batch so that both see the same arithmetic.
+    """Log-probabilities of both sides, in one batch so that both see the same arithmetic.
 
     Args:
         policy: a causal language model; gradient flows.
@@ -27,14 +52,12 @@ def pair_logprobs(
     Returns:
         Of the chosen and of the rejected responses, summed over their tokens, nats. [B], [B]
     """
-    prompts = [pair.prompt for pair in pairs]
-    responses = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
-    batch = collate([*prompts, *prompts], responses, pad_id=pad_id).to(policy.device)
-    sums = response_logprobs(policy, batch, temperature=1.0, forbidden=forbidden).logprobs.sum(dim=1)
+    chosen = [Answer(pair.prompt, pair.chosen) for pair in pairs]
+    rejected = [Answer(pair.prompt, pair.rejected) for pair in pairs]
+    sums = answer_logprobs(policy, [*chosen, *rejected], forbidden, pad_id=pad_id)
     return sums[: len(pairs)], sums[len(pairs) :]
 
 
-@torch.no_grad()
 def all_pair_logprobs(
     policy: PreTrainedModel, pairs: Sequence[Pair], forbidden: Tensor, *, pad_id: int, rows: int, precision: str
 ) -> Tensor:
@@ -54,14 +77,51 @@ def all_pair_logprobs(
     Returns:
         Nats, on the CPU: chosen first, rejected second. [number of pairs, 2] float32
     """
+
+    def compute(index: list[int]) -> Tensor:
+        return torch.stack(pair_logprobs(policy, [pairs[row] for row in index], forbidden, pad_id=pad_id), dim=1)
+
+    lengths = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
     found = torch.zeros(len(pairs), 2, device=policy.device)
-    mine = distributed.share(range(len(pairs)))
-    lengths = [len(pairs[row].prompt) + max(len(pairs[row].chosen), len(pairs[row].rejected)) for row in mine]
-    for part in sorted_batches(lengths, rows):
+    return _fill(found, compute, lengths, rows=rows, precision=precision)
+
+
+def all_answer_logprobs(
+    policy: PreTrainedModel, answers: Sequence[Answer], forbidden: Tensor, *, pad_id: int, rows: int, precision: str
+) -> Tensor:
+    """`answer_logprobs` of many answers, without gradient, each rank computing its share.
+
+    Args:
+        policy: a causal language model.
+        answers: all of them, the same on every rank; may be none.
+        forbidden: True at tokens that are never sampled. [V] bool
+        pad_id: id written into the padding.
+        rows: answers of one forward pass.
+        precision: number format, see `device.autocast`.
+
+    Returns:
+        Nats, on the CPU. [number of answers] float32
+    """
+
+    def compute(index: list[int]) -> Tensor:
+        return answer_logprobs(policy, [answers[row] for row in index], forbidden, pad_id=pad_id)
+
+    lengths = [len(answer.prompt) + len(answer.response) for answer in answers]
+    found = torch.zeros(len(answers), device=policy.device)
+    return _fill(found, compute, lengths, rows=rows, precision=precision)
+
+
+@torch.no_grad()
+def _fill(
+    found: Tensor, compute: Callable[[list[int]], Tensor], lengths: Sequence[int], *, rows: int, precision: str
+) -> Tensor:
+    """Put `compute` of this rank's indices into a table of zeros, and add up the tables of all ranks."""
+    mine = distributed.share(range(len(lengths)))
+    for part in sorted_batches([lengths[row] for row in mine], rows):
         index = [mine[row] for row in part]
-        with autocast(policy.device, precision):
-            sides = pair_logprobs(policy, [pairs[row] for row in index], forbidden, pad_id=pad_id)
-        found[index] = torch.stack(sides, dim=1).float()
+        with autocast(found.device, precision):
+            found[index] = compute(index).float()
     if distributed.world_size() > 1:
+        distributed.start()
         torch.distributed.all_reduce(found)
     return found.cpu()

@@ -1,6 +1,6 @@
-"""Preference pairs as token ids."""
+"""Preferences as token ids: pairs, and rankings of several answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,29 @@ class Pair(NamedTuple):
     rejected: list[int]
     label: float
     """P(chosen is better); 0.5 is a tie."""
+    gap: float = 0.0
+    """How far the annotator's score of the chosen answer is ahead, in the annotator's units; 0 where unknown."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+class Ranking(NamedTuple):
+    """Several answers to one prompt as token ids, with their order."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    ranks: list[int]
+    """1 is best; equal numbers are a tie."""
+    scores: list[float]
+    """Of the annotator, in units of its own; all 0 where unknown."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest answer."""
+        return len(self.prompt) + max(map(len, self.responses))
 
 
 def encode_pairs(
@@ -31,5 +54,32 @@ def encode_pairs(
             for side in ("chosen", "rejected")
         )
         if chosen is not None and rejected is not None:
-            found.append(Pair(prompt, chosen, rejected, float(record["label"])))
+            found.append(Pair(prompt, chosen, rejected, float(record["label"]), score_gap(record)))
     return found
+
+
+def encode_rankings(
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[dict[str, Any]], *, max_tokens: int
+) -> list[Ranking]:
+    """Token ids of rankings; long responses are cut, rankings whose prompt leaves no room for one are dropped."""
+    found = []
+    for record in records:
+        prompt = encode_prompt(tokenizer, record["prompt"])
+        encoded = [encode_response(tokenizer, text) for text in record["responses"]]
+        cut = [ids for full in encoded if (ids := cut_response(prompt, full, max_tokens=max_tokens)) is not None]
+        if cut:
+            scores = record.get("scores") or [0.0] * len(cut)
+            found.append(Ranking(prompt, cut, list(record["ranks"]), [float(score) for score in scores]))
+    return found
+
+
+def score_gap(record: Mapping[str, Any]) -> float:
+    """How far the annotator scored the chosen answer ahead; 0 for ties, unknown scores, and scores against the label.
+
+    Args:
+        record: a pair; its label is at least 0.5, since `chosen` is the better answer.
+    """
+    chosen, rejected = record.get("score_chosen"), record.get("score_rejected")
+    if chosen is None or rejected is None or record["label"] == 0.5:
+        return 0.0
+    return max(0.0, float(chosen) - float(rejected))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.adapters import AdapterOff, adapter_off
 from rlhf.batches import Batch
 from rlhf.kl import full_kl
 from rlhf.logprobs import entropy, gather_logprobs, response_logits, scatter_response
@@ -28,10 +29,26 @@ class Comparison(NamedTuple):
     """KL(policy || reference) there, summed over the whole vocabulary, nats. [B, T]"""
 
 
+def reference_logits(reference: PreTrainedModel | AdapterOff, batch: Batch) -> Tensor:
+    """What the frozen reference says, from a model of its own or from the policy with its adapter off.
+
+    Args:
+        reference: either kind.
+        batch: prompts and responses. [B, T]
+
+    Returns:
+        Logits in row-major order of `batch.response_mask`. [N, V]
+    """
+    if isinstance(reference, AdapterOff):
+        with adapter_off(reference.model):
+            return response_logits(reference.model, batch)
+    return response_logits(reference, batch)
+
+
 @torch.no_grad()
 def compare_with_reference(
     policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    reference: PreTrainedModel | AdapterOff,
     batch: Batch,
     forbidden: Tensor,
     *,
@@ -45,7 +62,7 @@ def compare_with_reference(
 
     Args:
         policy: the policy that sampled.
-        reference: the frozen one it started from; shares its vocabulary.
+        reference: the frozen one it started from, or the policy with its adapter off; shares its vocabulary.
         batch: prompts and responses. [B, T]
         forbidden: True at tokens that are never sampled. [V] bool
         temperature: that of the sampling; divides the logits of both.
@@ -58,7 +75,7 @@ def compare_with_reference(
 
     def compare(part: Batch) -> Tensor:
         ids = part.input_ids[part.response_mask]
-        ours, theirs = response_logits(policy, part), response_logits(reference, part)
+        ours, theirs = response_logits(policy, part), reference_logits(reference, part)
         columns = (
             gather_logprobs(ours, ids, temperature=temperature, forbidden=forbidden),
             gather_logprobs(theirs, ids, temperature=temperature, forbidden=forbidden),

@@ -4,7 +4,7 @@ Each function adds one thing: the sampled batch, its scores, its log-probabiliti
 values. All of them work on the ids that were sampled; nothing is decoded and encoded again on the way.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ from rlhf.logprobs import scatter_response
 from rlhf.losses.value import explained_variance
 from rlhf.masking import VARIANCE_FLOOR, masked_sum, masked_whiten, zero_outside
 from rlhf.reference import Comparison
-from rlhf.row_blocks import in_row_blocks
 
 
 class Sampled(NamedTuple):
@@ -31,25 +30,36 @@ class Sampled(NamedTuple):
     """Log-probabilities as the generator saw them, nats, 0 outside the response. [B, T] float32"""
     ended: Tensor
     """True where the response ended by a stop token, False where it was cut. [B] bool"""
+    place: Tensor
+    """Which of the prompts each row answers. [B] int64"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """Everything that the epochs of one update read. No field carries a gradient; all but `ended` are float32."""
+    """Everything that the epochs of one update read. No field carries a gradient; all but masks are float32."""
 
     batch: Batch
     logprobs: Tensor
     """log pi(token) under the policy that sampled, nats. [B, T]"""
     values: Tensor
-    """V of the state in which the token was chosen, reward units, before the update. [B, T]"""
+    """V of the state in which the token was chosen, reward units, before the update; 0 without values. [B, T]"""
     advantages: Tensor
-    """Whitened over the global batch. [B, T]"""
+    """Of tokens; of all that was estimated the policy reads nothing else. [B, T]"""
     returns: Tensor
     """Targets of the value model, reward units. [B, T]"""
+    ref_logprobs: Tensor | None = None
+    """log pi(token) under the reference, nats, where the KL to it is part of the loss. [B, T]"""
+    learn_mask: Tensor | None = None
+    """Response tokens that the policy learns from; None for all of them. [B, T] bool"""
 
     def __len__(self) -> int:
         """Number of responses on this rank."""
         return self.batch.input_ids.shape[0]
+
+    @property
+    def policy_mask(self) -> Tensor:
+        """True at the tokens that the policy learns from. [B, T] bool."""
+        return self.batch.response_mask if self.learn_mask is None else self.learn_mask
 
     def parts(self, size: int | None) -> list["Rollout"]:
         """The rollout in row order, in parts of `size` rows; None for one part."""
@@ -70,6 +80,8 @@ class Rollout:
             values=cut(self.values),
             advantages=cut(self.advantages),
             returns=cut(self.returns),
+            ref_logprobs=None if self.ref_logprobs is None else cut(self.ref_logprobs),
+            learn_mask=None if self.learn_mask is None else cut(self.learn_mask),
         )
 
 
@@ -109,36 +121,26 @@ def sample_responses(
     captured = torch.tensor([value for row in order for value in drawn.logprobs[row]], dtype=torch.float32)
     ended = torch.tensor([drawn.ended[row] for row in order])
     device = policy.device
-    return Sampled(batch.to(device), scatter_response(captured, batch.response_mask).to(device), ended.to(device))
+    aligned = scatter_response(captured, batch.response_mask).to(device)
+    return Sampled(batch.to(device), aligned, ended.to(device), torch.tensor(order, device=device))
 
 
 @torch.no_grad()
-def score_responses(
-    score: Callable[[Batch], Tensor],
-    batch: Batch,
-    ended: Tensor,
-    *,
-    missing_eos_penalty: float,
-    reward_clip: float | None,
-    rows: int,
-) -> Tensor:
-    """Normalised scores of whole responses, with a fixed bad score for those that were cut.
+def finish_scores(scores: Tensor, ended: Tensor, *, missing_eos_penalty: float, reward_clip: float | None) -> Tensor:
+    """Scores of whole responses, bounded, and a fixed bad score for those that were cut.
 
     The score of a cut response is replaced, not lowered: a reward model has seen finished replies only, and what it
     says about half of one means nothing.
 
     Args:
-        score: from a batch to normalised scores, `Roles.score`.
-        batch: prompts and responses. [B, T]
+        scores: weighted sums of the signals, reward units. [B]
         ended: True where the response ended by itself. [B] bool
-        missing_eos_penalty: standard deviations below the mean of reference replies; at least 0.
-        reward_clip: scores are clamped to +- this many standard deviations; None for never.
-        rows: rows of one forward pass.
+        missing_eos_penalty: what a cut response scores below 0, reward units; at least 0.
+        reward_clip: scores are clamped to +- this; None for never.
 
     Returns:
-        Scores, in standard deviations of reference replies. [B]
+        Scores, reward units: of a single reward model, standard deviations of reference replies. [B]
     """
-    scores = in_row_blocks(score, batch, rows)
     if reward_clip is not None:
         scores = scores.clamp(-reward_clip, reward_clip)
     return torch.where(ended, scores, torch.full_like(scores, -missing_eos_penalty))
@@ -168,16 +170,35 @@ def whiten_globally(advantages: Tensor, response_mask: Tensor) -> Tensor:
         response_mask: True where the policy sampled the token. [B, T] bool
 
     Returns:
-        Whitened advantages, 0 outside the response. [B, T]
+        Whitened advantages, 0 outside the response; all 0 where no token is left. [B, T]
     """
-    if distributed.world_size() == 1:
-        return masked_whiten(advantages, response_mask)
     kept = zero_outside(advantages, response_mask).double()
     first = distributed.reduce_sum({"sum": float(kept.sum()), "count": float(response_mask.sum())})
+    if first["count"] == 0:
+        return torch.zeros_like(advantages)
+    if distributed.world_size() == 1:
+        return masked_whiten(advantages, response_mask)
     centred = kept - first["sum"] / first["count"]
     squares = distributed.reduce_sum({"squares": float(masked_sum(centred**2, response_mask))})["squares"]
     scale = (squares / first["count"] + VARIANCE_FLOOR) ** -0.5
     return zero_outside((centred * scale).to(advantages.dtype), response_mask)
+
+
+def spread_globally(advantages: Tensor, mask: Tensor) -> float:
+    """Standard deviation over the True positions of all ranks.
+
+    Args:
+        advantages: this rank's, before whitening. [B, T]
+        mask: True where the policy learns from the token. [B, T] bool
+
+    Returns:
+        In the units of the advantages; 0 when no position is True.
+    """
+    kept = zero_outside(advantages, mask).double()
+    sums = distributed.reduce_sum({"sum": float(kept.sum()), "count": float(mask.sum())})
+    count = max(sums["count"], 1.0)
+    squares = distributed.reduce_sum({"squares": float(masked_sum((kept - sums["sum"] / count) ** 2, mask))})
+    return float((squares["squares"] / count) ** 0.5)
 
 
 def describe(
@@ -188,8 +209,9 @@ def describe(
     rewards: Tensor,
     scores: Tensor,
     ended: Tensor,
-    values: Tensor,
+    values: Tensor | None,
     returns: Tensor,
+    signals: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """What is recorded of a rollout: means over the responses, or over the response tokens, of all ranks.
 
@@ -200,14 +222,15 @@ def describe(
         rewards: rewards of tokens, reward units. [B, T]
         scores: of responses, reward units. [B]
         ended: True where the response ended by itself. [B] bool
-        values: of states, reward units. [B, T]
+        values: of states, reward units; None where nothing learns values. [B, T]
         returns: targets of the value model, reward units. [B, T]
+        signals: what the scores are made of, each recorded as `reward_NAME`. [B] each
 
     Returns:
         Metrics by name; `docs/metrics.md` explains each.
     """
     mask = batch.response_mask
-    columns = {
+    measured = {
         "reward": rewards.sum(dim=1),
         "score": scores,
         "kl": old.kl.sum(dim=1),
@@ -215,9 +238,11 @@ def describe(
         "entropy": old.entropy[mask],
         "length_tokens": mask.sum(dim=1),
         "end_rate": ended,
-        "explained_variance": explained_variance(values, returns, mask).reshape(1),
+        "explained_variance": None if values is None else explained_variance(values, returns, mask).reshape(1),
         "sampler_gap": (captured - old.logprobs).abs()[mask],
+        **{f"reward_{name}": signal for name, signal in (signals or {}).items()},
     }
+    columns = {name: column for name, column in measured.items() if column is not None}
     sums = distributed.reduce_sum({name: float(column.double().sum()) for name, column in columns.items()})
     counts = distributed.reduce_sum({name: float(column.numel()) for name, column in columns.items()})
     return {name: sums[name] / counts[name] for name in columns}

@@ -1,9 +1,10 @@
 """Prompt records as token ids, and a policy's answers to a few of them for people to read while it trains."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,10 +19,21 @@ SHOWN = 4
 
 
 class Question(NamedTuple):
-    """A prompt as messages and as token ids."""
+    """A prompt as messages and as token ids, with what else its record says."""
 
     messages: Sequence[Mapping[str, str]]
     ids: list[int]
+    meta: Mapping[str, Any] = {}
+    """For rewards by rule, such as a reference answer; no model sees it."""
+
+
+class Scores(Protocol):
+    """What scores whole responses: `rlhf.rewards.signals.Signals`."""
+
+    def __call__(
+        self, batch: Batch, texts: Sequence[str], questions: Sequence[Question], *, ended: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """Each signal by its name, and "total": [B] each."""
 
 
 def read_questions(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> tuple[list[Question], int]:
@@ -35,7 +47,10 @@ def read_questions(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens
     Returns:
         The prompts and how many were left out.
     """
-    questions = [Question(record["prompt"], encode_prompt(tokenizer, record["prompt"])) for record in read_jsonl(file)]
+    questions = [
+        Question(record["prompt"], encode_prompt(tokenizer, record["prompt"]), record.get("meta") or {})
+        for record in read_jsonl(file)
+    ]
     kept = [question for question in questions if len(question.ids) <= max_tokens]
     return kept, len(questions) - len(kept)
 
@@ -49,7 +64,7 @@ def show(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-    score: Callable[[Batch], Tensor] | None = None,
+    score: Scores | None = None,
 ) -> list[dict[str, Any]]:
     """Sample one answer to each of the first few questions.
 
@@ -64,7 +79,7 @@ def show(
         max_new_tokens: longest answer, tokens.
         temperature: divides the logits, above 0.
         seed: source of the random numbers.
-        score: gives each row its `reward`; from a batch on the policy's device to one number per row.
+        score: gives each row its `reward`, and where several signals make it up, their values as `rewards`.
 
     Returns:
         Rows with step, prompt, response and ended.
@@ -90,6 +105,10 @@ def show(
     ]
     if score is not None:
         batch = collate(prompts, sampled.responses, pad_id=pad_id).to(policy.device)
-        for row, reward in zip(rows, score(batch).tolist(), strict=True):
-            row["reward"] = round(reward, 4)
+        texts, ended = [row["response"] for row in rows], torch.tensor(sampled.ended)
+        found = {name: values.tolist() for name, values in score(batch, texts, asked, ended=ended).items()}
+        for place, row in enumerate(rows):
+            row["reward"] = round(found["total"][place], 4)
+            if len(found) > 2:
+                row["rewards"] = {name: round(values[place], 4) for name, values in found.items() if name != "total"}
     return rows

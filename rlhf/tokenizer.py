@@ -107,7 +107,7 @@ def load_tokenizer(folder: Path | str, *, revision: str | None = None) -> PreTra
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Token ids of a conversation up to the place where the assistant's response begins."""
-    safe = [{"role": message["role"], "content": _disarm(tokenizer, message["content"])} for message in messages]
+    safe = [{"role": message["role"], "content": disarm(tokenizer, message["content"])} for message in messages]
     text = tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
     return _ids(tokenizer, str(text))
 
@@ -117,7 +117,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise ValueError("encode_response: the tokenizer has no single EOS token; load it with load_tokenizer")
-    return [*_ids(tokenizer, _disarm(tokenizer, text)), eos]
+    return [*_ids(tokenizer, disarm(tokenizer, text)), eos]
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, stops: Sequence[int] = ()) -> str:
@@ -158,7 +158,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _disarm(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def disarm(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Break special tokens written out inside a record: data must not be able to end a turn or fake a role."""
     for token in tokenizer.all_special_tokens:
         if len(token) > 1 and token in text:

@@ -87,7 +87,7 @@ def ingest_data(root: Path, files: Sequence[Path], *, name: str | None, format: 
     """
     sources = _data_files(files)
     folder = len(sources) > 1 or files[0].is_dir()
-    stem = _checked_name(name if name is not None else files[0].name, data=True)
+    stem = checked_name(name if name is not None else files[0].name, data=True)
     report = _inspect(sources, format, _limits(root))
     target = root / "data" / "raw" / (stem if folder else stem + _suffix(sources[0]))
     other_forms = {stem, *(stem + suffix for suffix in SUFFIXES)} - {target.name}
@@ -119,7 +119,7 @@ def ingest_model(root: Path, folder: Path, *, name: str) -> ModelReport:
         BadInput: the folder lacks something, holds weights only as pickles, or cannot be read.
         StageFailed: DVC could not track the copy; what was there before is back in place.
     """
-    checked = _checked_name(name, data=False)
+    checked = checked_name(name, data=False)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; give a Hugging Face model folder")
     present = sorted(path for path in folder.iterdir() if path.is_file())
@@ -146,8 +146,12 @@ def _data_files(files: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _checked_name(name: str, *, data: bool) -> str:
-    """A name without data suffixes, if it is one that is safe in paths, parameters and registries."""
+def checked_name(name: str, *, data: bool) -> str:
+    """A name without data suffixes, if it is one that is safe in paths, parameters and registries.
+
+    Raises:
+        BadInput: it is not, or it is taken by the generated data.
+    """
     for suffix in sorted(SUFFIXES, key=len, reverse=True) if data else ():
         name = name.removesuffix(suffix)
     if not NAME.fullmatch(name) or name.endswith(".dvc"):

@@ -218,3 +218,19 @@ def test_the_project_itself_is_what_tests_import() -> None:
         spec = importlib.util.find_spec(package)
         assert spec is not None
         assert spec.origin == str(ROOT / package / "__init__.py")
+
+
+def test_every_line_of_the_correctness_list_is_held_by_a_test_that_exists_or_says_why_not() -> None:
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    rows = {int(number): row for number, row in re.findall(r"^\| (\d+) \|(.*)\|$", text, re.MULTILINE)}
+    assert sorted(rows) == list(range(1, 51))
+    assert [number for number, row in rows.items() if not re.search(r"`[\w/]*test_\w+: |Does not apply: ", row)] == []
+    missing, tests = [], set[str]()
+    # `file: test`, and after it perhaps more tests of the same file: `test`.
+    for file, test in re.findall(r"`(?:([\w/]*test_\w+): )?(\w+)`", text):
+        if file:
+            path = ROOT / "tests" / "rlhf" / f"{file}.py"
+            tests = set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)) if path.is_file() else set()
+        if test not in tests and (file or test.startswith("test_")):
+            missing.append(f"{file or '(the file before)'}: {test}")
+    assert missing == []

@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.output import show, size, table
 
-ALWAYS = ("checkpoints", "logs", "weights", "report")
+ALWAYS = ("checkpoints", "logprobs", "logs", "weights", "report")
 """Folders that are freed by default: leftovers of runs, and what is made again when needed."""
 
 RECENT_SECONDS = 120

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from flows.output import duration, show
+from flows.output import duration, note, show
 
 if TYPE_CHECKING:
     from tasks.graph import PlannedStage
@@ -32,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the plan."""
     from tasks.graph import plan
+    from tasks.params_advice import advise
     from tasks.params_check import require_valid
     from tasks.settings import project_root
     from tasks.timings import read_timing
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     require_valid(root)
     planned = plan(root, until=args.until, force=args.force)
     usual = {stage.name: timing.seconds if (timing := read_timing(root, stage.name)) else None for stage in planned}
+    advice = advise(root)
     document = {
         "stages": [
             {
@@ -49,8 +52,11 @@ def run(args: argparse.Namespace) -> int:
                 "last_run_seconds": usual[stage.name],
             }
             for stage in planned
-        ]
+        ],
+        "advice": [dataclasses.asdict(one) for one in advice],
     }
+    for one in advice:
+        note(f"warning: {one.sentence}")
     show(args, document, _lines(planned, usual))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import time
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the flow, or say at once that there is nothing to do."""
     from flows.server import LocalServer, require_named_server, server_is_needed
     from tasks.machine import require_space
+    from tasks.params_advice import advise
     from tasks.params_check import require_valid
     from tasks.settings import applied_environment, project_root
 
@@ -43,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
     root = project_root()
     require_valid(root)
     require_space(root)
+    advice = advise(root)
+    for one in advice:
+        note(f"warning: {one.sentence}")
     with applied_environment(root), run_lock(root), ExitStack() as stack:
         server = LocalServer(root) if server_is_needed() else None
         if args.flow and server:
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 "exit_code": 0,
                 "stages": [],
                 "up_to_date": [stage.name for stage in planned],
+                "advice": [dataclasses.asdict(one) for one in advice],
                 "seconds": seconds,
             }
             show(args, document, _calm(planned, seconds))

@@ -4,6 +4,7 @@ A reader guarantees that a row has the columns and types of its kind; what the c
 here. Columns of one's own are checked by adding to `contract`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from rlhf.data.intake import Refused, Row
-from rlhf.data.records import ANSWERS, KINDS, Kind, Record, shorten
+from rlhf.data.records import ANSWERS, KINDS, Kind, Record, answers_of, shorten
 
 REPLACEMENT = "\ufffd"
 """What decoders put where they lost a character: the text was read in a wrong encoding before it came here."""
@@ -58,9 +59,13 @@ def contract(kind: Kind, limits: Limits) -> pa.DataFrameSchema:
         "prompt": pa.Column(str, _text_checks(limits.prompt_chars)),
         "prompt.last_role": pa.Column(str, pa.Check.equal_to("user", error="does not end with the user")),
         "prompt.empty_turns": pa.Column(int, pa.Check.equal_to(0, error="empty turn")),
-        **{name: pa.Column(str, _text_checks(limits.response_chars)) for name in ANSWERS[kind]},
+        "meta.unlike": pa.Column(str, _unlike_check(kind)),
     }
     frame_checks = []
+    if kind == "ranking":
+        columns |= _ranking_columns(limits)
+    else:
+        columns |= {name: pa.Column(str, _text_checks(limits.response_chars)) for name in ANSWERS[kind]}
     if kind in ("pair", "probe"):
         columns["label"] = pa.Column(float, pa.Check.in_range(0.5, 1.0, error="not in [0.5, 1]"))
         different = pa.Check(
@@ -72,10 +77,32 @@ def contract(kind: Kind, limits: Limits) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(columns, checks=frame_checks)
 
 
-def _text_checks(longest: int) -> list[pa.Check]:
+def _ranking_columns(limits: Limits) -> dict[str, pa.Column]:
+    """A ranking's answers: each is held to the same as any other, there are several, and no two of them are equal."""
+    return {
+        "responses": pa.Column(str, _text_checks()),
+        "responses.shortest": pa.Column(str, pa.Check(lambda column: column.str.strip() != "", error="empty text")),
+        "responses.longest": pa.Column(str, _length_check(limits.response_chars)),
+        "responses.number": pa.Column(int, pa.Check.ge(2, error="fewer than two responses")),
+        "responses.equal": pa.Column(int, pa.Check.equal_to(0, error="two responses are equal")),
+    }
+
+
+def _unlike_check(kind: Kind) -> pa.Check:
+    """Only prompts are kept for measuring as unlike the others, and nothing but true or false is a mark of one."""
+    if kind == "prompt":
+        return pa.Check.isin(["null", "true", "false"], error="neither true nor false")
+    return pa.Check.ne("true", error="only prompts can be unlike the others")
+
+
+def _length_check(longest: int) -> pa.Check:
+    return pa.Check.str_length(max_value=longest, error=f"longer than {longest} characters")
+
+
+def _text_checks(longest: int | None = None) -> list[pa.Check]:
     return [
         pa.Check(lambda column: column.str.strip() != "", error="empty text"),
-        pa.Check.str_length(max_value=longest, error=f"longer than {longest} characters"),
+        *([] if longest is None else [_length_check(longest)]),
         pa.Check(lambda column: ~column.str.contains(REPLACEMENT, regex=False), error="lost characters"),
     ]
 
@@ -89,8 +116,19 @@ def _flat(kind: Kind, record: Record) -> dict[str, Any]:
         "prompt": "\n".join(contents),
         "prompt.last_role": prompt[-1]["role"] if prompt else "",
         "prompt.empty_turns": sum(not content.strip() for content in contents),
-        **{name: record[name] for name in ANSWERS[kind]},
+        "meta.unlike": json.dumps(record["meta"].get("unlike")),
     }
+    answers = [text.strip() for text in answers_of(kind, record)]
+    if kind == "ranking":
+        row |= {
+            "responses": "\n".join(record["responses"]),
+            "responses.shortest": min(answers, key=len, default=""),
+            "responses.longest": max(record["responses"], key=len, default=""),
+            "responses.number": len(answers),
+            "responses.equal": len(answers) - len(set(answers)),
+        }
+    else:
+        row |= {name: record[name] for name in ANSWERS[kind]}
     if kind in ("pair", "probe"):
         row["label"] = record["label"]
     if kind == "probe":

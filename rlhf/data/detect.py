@@ -64,10 +64,5 @@ def _first_fit(row: Mapping[str, Any]) -> str | None:
 def _unknown(path: Path, sample: Sequence[Mapping[str, Any]]) -> str:
     columns = Counter(name for row in sample for name in row)
     names = ", ".join(name for name, _ in columns.most_common(8))
-    if any(isinstance(row.get("label"), bool) for row in sample):
-        return (
-            f"{path}: has the columns {names}, which are single judgements (good or bad) of one answer; they cannot be "
-            "trained on yet, so give pairs of answers to the same prompt"
-        )
     shapes = "; ".join(f"{name}: {reader.shape}" for name, reader in READERS.items())
     return f"{path}: has the columns {names}, which no known format has; known are {shapes}"

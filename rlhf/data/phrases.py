@@ -1,5 +1,20 @@
 """The words of the embedded task: names and things, what customers write, and how each act of a reply may sound."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Words(NamedTuple):
+    """What tickets are made of."""
+
+    names: tuple[str, ...]
+    items: tuple[str, ...]
+    faults: tuple[str, ...]
+    orders: tuple[str, ...]
+    tickets: Mapping[str, tuple[str, ...]]
+    """Wordings by intent."""
+
+
 NAMES = (
     "Amara", "Boris", "Clara", "Daniel", "Esther", "Felix", "Gloria", "Henrik", "Irene", "Jakob", "Kamala", "Lars",
     "Miriam", "Noah", "Olga", "Pedro", "Rosa", "Stefan", "Tara", "Umar", "Viola", "Walter", "Yara",
@@ -40,6 +55,9 @@ TICKETS = {
         "I am {name} and the {item} of order {order} disappoints me. It came {age} ago, can it go back?",
     ),
 }
+
+KNOWN = Words(NAMES, ITEMS, FAULTS, ORDERS, TICKETS)
+"""The words of all records but the prompts that are meant to be unlike them (see `unlike_phrases`)."""
 
 PHRASES: dict[str, tuple[str, ...]] = {
     "greet": ("Good day {name}.", "Thank you {name}.", "Welcome back {name}."),

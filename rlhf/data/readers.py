@@ -5,9 +5,7 @@ A new format is one function and one line in `READERS`. Detection gives each row
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from rlhf.data.conversations import (
     as_answer,
@@ -19,71 +17,15 @@ from rlhf.data.conversations import (
     merge_neighbours,
     split_transcript,
 )
-from rlhf.data.records import Kind, Message, Record, RowError, demonstration, pair, with_origin
-
-Row: TypeAlias = Mapping[str, Any]
-Found: TypeAlias = list[tuple[Kind, Record]]
-
-
-class Fields:
-    """The columns of one row; what no reader takes is kept as `meta`."""
-
-    def __init__(self, row: Row) -> None:
-        self._left = dict(row)
-
-    def need(self, name: str) -> Any:
-        """Take a column.
-
-        Raises:
-            RowError: it is missing or null.
-        """
-        value = self.take(name)
-        if value is None:
-            raise RowError(name, None, "missing field")
-        return value
-
-    def take(self, name: str) -> Any:
-        """Take a column that may be missing."""
-        return self._left.pop(name, None)
-
-    def take_number(self, name: str) -> float | None:
-        """Take a column if it holds a number, NaN included; anything else stays where it is."""
-        value = self._left.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return None
-        return float(self._left.pop(name))
-
-    def take_text(self, name: str) -> str | None:
-        """Take a column if it holds text; anything else stays where it is."""
-        return str(self._left.pop(name)) if isinstance(self._left.get(name), str) else None
-
-    def finish(self, kind: Kind, record: Record) -> tuple[Kind, Record]:
-        """Complete a record with the id and with the columns that are left; the source is not known yet."""
-        rest = {name: value for name, value in self._left.items() if name != "id" and value is not None}
-        # A record that was canonical once has its leftovers in `meta` already; they are not nested again.
-        meta = {**rest.pop("meta"), **rest} if isinstance(rest.get("meta"), dict) else rest
-        return kind, with_origin(kind, record, source="", identity=self._left.get("id"), meta=meta)
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """One format."""
-
-    shape: str
-    """What its rows look like, for messages."""
-    fits: Callable[[Row], bool]
-    """Whether a row has this shape; looks at columns, not at the quality of what they hold."""
-    read: Callable[[Row], Found]
-    """Records of one row; raises RowError."""
-
-
-def _has(row: Row, *names: str) -> bool:
-    return all(name in row for name in names)
-
-
-def _is_single_judgement(row: Row) -> bool:
-    """Rows that call one answer good or bad (KTO): imitating the bad ones would be wrong."""
-    return isinstance(row.get("label"), bool)
+from rlhf.data.fields import Fields, Found, Reader, Row, has, instruction_prompt
+from rlhf.data.records import Message, Record, RowError, demonstration, pair
+from rlhf.data.verdict_readers import (
+    is_judgement,
+    is_scored_completions,
+    read_judgement,
+    read_ranking,
+    read_scored_completions,
+)
 
 
 def _probability(value: Any) -> float:
@@ -158,31 +100,16 @@ def _read_transcripts(row: Row) -> Found:
     return [fields.finish("pair", pair(merge_neighbours(prompt), better, worse))]
 
 
-def _alpaca_prompt(fields: Fields) -> list[Message]:
-    instruction, extra = fields.need("instruction"), fields.take("input")
-    if not isinstance(instruction, str):
-        raise RowError("instruction", instruction, "not text")
-    before: list[Message] = []
-    if isinstance(system := fields.take("system"), str) and system.strip():
-        before.append({"role": "system", "content": system})
-    for index, turn in enumerate(fields.take("history") or []):
-        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
-            raise RowError(f"history[{index}]", turn, "not a question and an answer")
-        before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    asked = f"{instruction}\n\n{extra}" if isinstance(extra, str) and extra.strip() else instruction
-    return [*before, {"role": "user", "content": asked}]
-
-
 def _read_alpaca(row: Row) -> Found:
     fields = Fields(row)
-    record = demonstration(_alpaca_prompt(fields), as_answer(fields.take("output"), "output"))
+    record = demonstration(instruction_prompt(fields), as_answer(fields.take("output"), "output"))
     return [fields.finish("demonstration", record)]
 
 
 def _read_alpaca_preference(row: Row) -> Found:
     """A pair, and a demonstration as well where the row also has an `output`."""
     fields = Fields(row)
-    prompt = _alpaca_prompt(fields)
+    prompt = instruction_prompt(fields)
     output = fields.take("output")
     found = [fields.finish("pair", _preference(fields, prompt))]
     if isinstance(output, str):
@@ -227,24 +154,34 @@ def _read_prompt(row: Row) -> Found:
 def _is_probe(row: Row) -> bool:
     meta = row.get("meta")
     named = "probe" in row or (isinstance(meta, dict) and "probe" in meta)
-    return named and _has(row, "prompt", "chosen", "rejected")
+    return named and has(row, "prompt", "chosen", "rejected")
 
 
 READERS: dict[str, Reader] = {
     "comparison": Reader(
         "prompt, response_a, response_b, label (1: a is better, 0: b, 0.5: tie)",
-        lambda row: _has(row, "response_a", "response_b"),
+        lambda row: has(row, "response_a", "response_b"),
         _read_comparison,
+    ),
+    "scored_completions": Reader(
+        "prompt (or instruction), completions (each a response and a score, as in UltraFeedback, or a rank)",
+        is_scored_completions,
+        read_scored_completions,
+    ),
+    "ranking": Reader(
+        "prompt (or instruction), responses, ranks (1 is best, equal is a tie) or scores",
+        lambda row: "responses" in row and ("prompt" in row or "instruction" in row),
+        read_ranking,
     ),
     "probe": Reader("prompt, chosen, rejected, probe (the one fact that differs)", _is_probe, _read_probe),
     "sharegpt_preference": Reader(
         "conversations (from, value), chosen, rejected",
-        lambda row: _has(row, "conversations", "chosen", "rejected"),
+        lambda row: has(row, "conversations", "chosen", "rejected"),
         _read_sharegpt_preference,
     ),
     "alpaca_preference": Reader(
         "instruction, input, chosen, rejected",
-        lambda row: _has(row, "instruction", "chosen", "rejected"),
+        lambda row: has(row, "instruction", "chosen", "rejected"),
         _read_alpaca_preference,
     ),
     "hh": Reader(
@@ -254,28 +191,33 @@ READERS: dict[str, Reader] = {
     ),
     "preference": Reader(
         "prompt, chosen, rejected (texts or chat messages; the prompt may be inside chosen and rejected)",
-        lambda row: _has(row, "chosen", "rejected") and ("prompt" in row or isinstance(row["chosen"], list)),
+        lambda row: has(row, "chosen", "rejected") and ("prompt" in row or isinstance(row["chosen"], list)),
         _read_preference,
+    ),
+    "judgement": Reader(
+        "prompt, completion (or response; or messages; or instruction, output), label (true: good, false: bad)",
+        is_judgement,
+        read_judgement,
     ),
     "sharegpt": Reader(
         "conversations (from, value)",
-        lambda row: "conversations" in row and not _is_single_judgement(row),
+        lambda row: "conversations" in row and not is_judgement(row),
         _read_conversation,
     ),
-    "alpaca": Reader("instruction, input, output", lambda row: _has(row, "instruction", "output"), _read_alpaca),
+    "alpaca": Reader("instruction, input, output", lambda row: has(row, "instruction", "output"), _read_alpaca),
     "messages": Reader(
         "messages (role, content)",
-        lambda row: "messages" in row and not _has(row, "chosen", "rejected") and not _is_single_judgement(row),
+        lambda row: "messages" in row and not has(row, "chosen", "rejected") and not is_judgement(row),
         _read_conversation,
     ),
     "demonstration": Reader(
         "prompt, response (or completion)",
-        lambda row: "prompt" in row and ("response" in row or "completion" in row) and not _is_single_judgement(row),
+        lambda row: "prompt" in row and ("response" in row or "completion" in row) and not is_judgement(row),
         _read_demonstration,
     ),
     "prompt": Reader(
         "prompt",
-        lambda row: isinstance(row.get("prompt"), (str, list)) and not _is_single_judgement(row),
+        lambda row: isinstance(row.get("prompt"), (str, list)) and not is_judgement(row),
         _read_prompt,
     ),
 }

@@ -2,33 +2,39 @@
 
     demonstration  id prompt response source meta
     pair           id prompt chosen rejected label annotator score_chosen score_rejected source meta
+    ranking        id prompt responses ranks scores annotator source meta
+    judgement      id prompt response good annotator source meta
     prompt         id prompt source meta
     probe          a pair whose meta names, under "probe", the one thing that makes `rejected` worse
 
 `prompt` is a list of chat messages {"role", "content"} whose last role is "user". `label` is the probability that
-`chosen` is the better answer, in [0.5, 1]; 0.5 is a tie. `source` is the file's name relative to data/raw, and `meta`
-an object of everything else that the source said.
+`chosen` is the better answer, in [0.5, 1]; 0.5 is a tie. `ranks` says of each response which place it has, from 1, the
+best, without gaps; equal ranks are a tie; `scores` are what they come from, or null. `good` says whether somebody would
+want the answer. `source` is the file's name relative to data/raw, and `meta` an object of everything else that the
+source said; a prompt with `unlike: true` in it is none like the training prompts and is kept for measuring.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["demonstration", "pair", "prompt", "probe"]
+Kind: TypeAlias = Literal["demonstration", "pair", "ranking", "judgement", "prompt", "probe"]
 Message: TypeAlias = dict[str, str]
 Record: TypeAlias = dict[str, Any]
 
-KINDS: tuple[Kind, ...] = ("demonstration", "pair", "prompt", "probe")
+KINDS: tuple[Kind, ...] = ("demonstration", "pair", "ranking", "judgement", "prompt", "probe")
 ROLES = ("system", "user", "assistant")
 ANSWERS: dict[Kind, tuple[str, ...]] = {
     "demonstration": ("response",),
     "pair": ("chosen", "rejected"),
+    "ranking": ("responses",),
+    "judgement": ("response",),
     "prompt": (),
     "probe": ("chosen", "rejected"),
 }
-"""The fields of each kind that hold an answer."""
+"""The fields of each kind that hold an answer, or a list of them."""
 SHOWN = 80
 """Values in messages and in the quarantine file are cut to this many characters."""
 
@@ -55,6 +61,12 @@ def canonical_json(value: Any) -> str:
 def digest(text: str, *, salt: str = "") -> int:
     """The first eight bytes of a SHA-256, as a number; equal everywhere and for ever."""
     return int.from_bytes(hashlib.sha256(f"{salt}\n{text}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def answers_of(kind: Kind, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """All answers of a record, in the order of `ANSWERS` and of their lists."""
+    values = [record[name] for name in ANSWERS[kind]]
+    return tuple(text for value in values for text in (value if isinstance(value, list) else [value]))
 
 
 def demonstration(prompt: list[Message], response: str) -> Record:
@@ -93,6 +105,53 @@ def pair(
         "score_chosen": scores[0],
         "score_rejected": scores[1],
     }
+
+
+def ranking(
+    prompt: list[Message],
+    responses: Sequence[str],
+    *,
+    order: Sequence[float],
+    scores: Sequence[float] | None = None,
+    annotator: str | None = None,
+) -> Record:
+    """A canonical ranking without its origin; the responses stay in the order given.
+
+    Args:
+        prompt: the conversation so far.
+        responses: the answers.
+        order: one finite number for each; the lowest is the best, and equal ones are a tie.
+        scores: of the responses, in the annotator's own units.
+        annotator: who said so.
+    """
+    places = {value: place for place, value in enumerate(sorted(set(order)), start=1)}
+    return {
+        "prompt": prompt,
+        "responses": list(responses),
+        "ranks": [places[value] for value in order],
+        "scores": None if scores is None else [float(score) for score in scores],
+        "annotator": annotator,
+    }
+
+
+def judgement(prompt: list[Message], response: str, *, good: bool, annotator: str | None = None) -> Record:
+    """A canonical judgement of a single answer, without its origin."""
+    return {"prompt": prompt, "response": response, "good": good, "annotator": annotator}
+
+
+def ranked_pairs(record: Mapping[str, Any]) -> Iterator[Record]:
+    """The pairs, without origin, of all answers of a ranking that do not tie; K answers give at most K (K - 1) / 2."""
+    ranks, scores = record["ranks"], record["scores"] or [None] * len(record["ranks"])
+    places = range(len(ranks))
+    for first, second in ((a, b) for a in places for b in places[a + 1 :] if ranks[a] != ranks[b]):
+        yield pair(
+            record["prompt"],
+            record["responses"][first],
+            record["responses"][second],
+            first_is_better=float(ranks[first] < ranks[second]),
+            annotator=record["annotator"],
+            scores=(scores[first], scores[second]),
+        )
 
 
 def with_origin(kind: Kind, record: Record, *, source: str, identity: object, meta: dict[str, Any]) -> Record:

@@ -9,6 +9,8 @@ from rlhf.data.records import Message, canonical_json, digest
 
 Split: TypeAlias = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+UNLIKE = "unlike"
+"""Beside the three: prompts that were made to be unlike all others; a mark in the record, not a hash, decides."""
 
 
 def fraction(prompt: list[Message], *, seed: int, purpose: str = "split") -> float:

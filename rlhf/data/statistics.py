@@ -6,7 +6,7 @@ from itertools import combinations
 
 from rlhf.data.agreement import cohen_kappa
 from rlhf.data.ledger import FOLDERS, Entry, Ledger
-from rlhf.data.splits import SPLITS
+from rlhf.data.splits import SPLITS, UNLIKE
 
 
 def double_ratings(pairs: Iterable[Entry]) -> list[tuple[int, int]]:
@@ -51,6 +51,19 @@ def describe_pairs(pairs: Sequence[Entry]) -> dict[str, object]:
     return figures
 
 
+def describe_verdicts(ledger: Ledger) -> dict[str, dict[str, float]]:
+    """Rankings with the mean number of their responses and judgements with the share of good ones, where there are."""
+    rankings, judgements = list(ledger.entries("rankings")), list(ledger.entries("judgements"))
+    figures: dict[str, dict[str, float]] = {}
+    if rankings:
+        responses = _mean(len(entry.answer_chars) for entry in rankings)
+        figures["rankings"] = {"rows": len(rankings), "responses": responses}
+    if judgements:
+        good = _mean(entry.direction == 1 for entry in judgements)
+        figures["judgements"] = {"rows": len(judgements), "good_share": good}
+    return figures
+
+
 def mean_lengths(ledger: Ledger) -> dict[str, dict[str, float]]:
     """Mean characters of the prompts, and of the responses where there are any, folder by folder."""
     figures: dict[str, dict[str, float]] = {}
@@ -64,8 +77,8 @@ def mean_lengths(ledger: Ledger) -> dict[str, dict[str, float]]:
 
 
 def shared_prompts(ledger: Ledger) -> int:
-    """Prompts that occur in more than one split; anything but 0 is a leak."""
-    sets = [ledger.prompts(split) for split in SPLITS]
+    """Prompts that occur in more than one split, or in one and among the unlike; anything but 0 is a leak."""
+    sets = [ledger.prompts(split) for split in (*SPLITS, UNLIKE)]
     return sum(len(first & second) for first, second in combinations(sets, 2))
 
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rlhf.data.phrases import FAULTS, ITEMS, NAMES, ORDERS, PHRASES, TICKETS
+from rlhf.data.phrases import ITEMS, KNOWN, NAMES, ORDERS, PHRASES, Words
 
 INTENTS = ("damaged", "late", "wrong_item", "cancel", "return")
 DAYS_TO_ANSWER = {
@@ -109,13 +109,14 @@ def span(days: int) -> str:
     return "1 day" if days == 1 else f"{days} days"
 
 
-def draw_ticket(rng: random.Random) -> Ticket:
+def draw_ticket(rng: random.Random, words: Words = KNOWN) -> Ticket:
     """Draw a ticket: intent, membership, age and names independently and uniformly."""
     intent = rng.choice(INTENTS)
     plus = rng.random() < PLUS_SHARE
     days = rng.randint(*(PLUS_AGES if plus else AGES)[intent])
-    name, item, order, fault = rng.choice(NAMES), rng.choice(ITEMS), rng.choice(ORDERS), rng.choice(FAULTS)
-    text = rng.choice(TICKETS[intent]).format(name=name, item=item, order=order, fault=fault, age=span(days))
+    name, item, order = rng.choice(words.names), rng.choice(words.items), rng.choice(words.orders)
+    fault = rng.choice(words.faults)
+    text = rng.choice(words.tickets[intent]).format(name=name, item=item, order=order, fault=fault, age=span(days))
     return Ticket(intent, plus, days, name, item, order, right_action(intent, days, plus), text)
 
 

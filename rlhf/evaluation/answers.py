@@ -18,9 +18,9 @@ from rlhf.device import autocast
 from rlhf.evaluation.judging import Scorer, gold_score
 from rlhf.generation import generate, row_uniforms
 from rlhf.kl import full_kl
-from rlhf.logprobs import response_logits, response_logprobs, scatter_response
+from rlhf.logprobs import response_logits, scatter_response
 from rlhf.models import context_length, forbidden_ids, load_policy
-from rlhf.tokenizer import decode_response, encode_prompt, encode_response, load_tokenizer, pad_of, stop_ids
+from rlhf.tokenizer import decode_response, encode_prompt, load_tokenizer, pad_of, stop_ids
 
 LOGIT_BUDGET = 2**26
 """Most logits of one model that are held at once while a full-vocabulary KL is taken (256 MB in fp32)."""
@@ -160,44 +160,6 @@ def divergences(policy: Policy, reference: Policy, answers: Sequence[Answer], sa
     return result
 
 
-@torch.no_grad()
-def perplexity(
-    policy: Policy, demonstrations: Sequence[Mapping[str, Any]], *, batch: int, precision: str
-) -> float | None:
-    """Perplexity of a policy on responses that people wrote, end tokens included.
-
-        exp(-(sum over tokens of log p) / number of tokens)
-
-    What it rises above that of SFT is the price of alignment. Demonstrations beyond the context are left out.
-
-    Args:
-        policy: the model; read at temperature 1.
-        demonstrations: demonstration records.
-        batch: records read at once.
-        precision: as in `rlhf.device.autocast`.
-
-    Returns:
-        Perplexity per token, at least 1; None without demonstrations.
-    """
-    limit = context_length(policy.model) or 2**31
-    encoded = [
-        (encode_prompt(policy.tokenizer, record["prompt"]), encode_response(policy.tokenizer, record["response"]))
-        for record in demonstrations
-    ]
-    encoded = [(prompt, response) for prompt, response in encoded if len(prompt) + len(response) <= limit]
-    if not encoded:
-        return None
-    total, tokens = 0.0, 0
-    for rows in sorted_batches([len(prompt) + len(response) for prompt, response in encoded], batch):
-        part = _batch(policy, [encoded[row][0] for row in rows], [encoded[row][1] for row in rows])
-        with autocast(policy.model.device, precision):
-            # Nothing is forbidden here: text that people wrote may hold any token, and -inf would spoil the mean.
-            logprobs = response_logprobs(policy.model, part, temperature=1.0, forbidden=None).logprobs
-        total += float(logprobs.double().sum())
-        tokens += int(part.response_mask.sum())
-    return float(torch.tensor(-total / tokens, dtype=torch.float64).exp())
-
-
 def answer_rows(
     answers: Sequence[Answer], *, split: str, policy: str, kl: Sequence[float], reward: Scorer, judge: Scorer
 ) -> list[dict[str, Any]]:
@@ -205,7 +167,7 @@ def answer_rows(
 
     Args:
         answers: one policy's answers.
-        split: "dev" or "test".
+        split: "dev", "test" or "unlike".
         policy: name of the policy, or "sft_again" for the second independent sample of SFT.
         kl: nats per response, one for each answer.
         reward: the reward model that training saw.

@@ -91,6 +91,38 @@ def policy_metrics(
     return metrics | rubric_metrics(rows)
 
 
+def by_group(
+    rows: Mapping[str, Sequence[Row]], field: str, *, baseline: str, tolerance: float, resamples: int, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The results of every policy on each group of prompts, such as those whose wording alone is new.
+
+    Args:
+        rows: answers by policy, to the same prompts.
+        field: the field of `meta` that names a prompt's group; prompts without it are in none.
+        baseline: the policy that win rates are taken against.
+        tolerance: as in `duel`.
+        resamples: as in `duel`.
+        seed: as in `duel`.
+
+    Returns:
+        `policy_metrics` by group, in alphabetical order, and policy.
+    """
+    found = rows.get(baseline, ())
+    groups = sorted({str(row["meta"][field]) for row in found if field in row["meta"]})
+    parts = {
+        group: {name: [row for row in own if str(row["meta"].get(field)) == group] for name, own in rows.items()}
+        for group in groups
+    }
+    settings: dict[str, Any] = {"tolerance": tolerance, "resamples": resamples, "seed": seed}
+    return {
+        group: {
+            name: policy_metrics(own, None if name == baseline else part[baseline], **settings)
+            for name, own in part.items()
+        }
+        for group, part in parts.items()
+    }
+
+
 def rubric_metrics(rows: Sequence[Row]) -> dict[str, float]:
     """Shares of answers that have each fact right, and mean numbers of each defect, where the rubric applies."""
     graded = [

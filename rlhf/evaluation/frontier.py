@@ -6,6 +6,10 @@ divergence for what it gained.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.evaluation.answers import Policy, Sampling, sample
+from rlhf.evaluation.judging import Scorer, gold_score
 
 
 def best_of_kl(n: int) -> float:
@@ -106,3 +110,39 @@ def best_of_frontier(
             row[name] = sum(best_of_values(item["reward"], item[name], n) for item in samples) / len(samples)
         rows.append(row)
     return rows
+
+
+def sampled_frontier(
+    policy: Policy,
+    scorers: Mapping[str, Scorer],
+    prompts: Sequence[Mapping[str, Any]],
+    sampling: Sampling,
+    sizes: Sequence[int],
+) -> list[dict[str, float]]:
+    """Best-of-n curve of a policy's answers, chosen by the reward model.
+
+    Args:
+        policy: what answers.
+        scorers: the reward model under "reward", which chooses, and others by name.
+        prompts: prompt records.
+        sampling: how answers are drawn.
+        sizes: the values of n, ascending; as many samples as the last are drawn for each prompt.
+
+    Returns:
+        As `best_of_frontier`; with a "gold" column where every prompt carries its facts. Empty without sizes.
+    """
+    if not sizes:
+        return []
+    # A sample belongs to its id, so every round has ids of its own; one call for all rounds fills whole batches.
+    rounds = [{**record, "id": f"{record['id']}#{n}"} for n in range(sizes[-1]) for record in prompts]
+    drawn = sample(policy, rounds, sampling, name="best_of")
+    ids = [answer.prompt_ids for answer in drawn], [answer.ids for answer in drawn]
+    columns: dict[str, list[Any]] = {name: scorer.score_ids(*ids) for name, scorer in scorers.items()}
+    columns["gold"] = [gold_score(answer.prompt["meta"], answer.text, ended=answer.ended) for answer in drawn]
+    if None in columns["gold"]:
+        del columns["gold"]
+    # The samples lie round by round, so every len(prompts)-th belongs to one prompt.
+    samples = [
+        {name: values[place :: len(prompts)] for name, values in columns.items()} for place in range(len(prompts))
+    ]
+    return best_of_frontier(samples, sizes=sizes)

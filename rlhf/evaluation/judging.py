@@ -177,6 +177,35 @@ def correlation(scores: Sequence[float], others: Sequence[float]) -> float | Non
     return float(np.corrcoef(scores, others)[0, 1])
 
 
+def trust(
+    scorer: Scorer,
+    measure: str,
+    pairs: Sequence[Mapping[str, Any]],
+    probes: Sequence[Mapping[str, Any]],
+    sampled: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Agreement of a scorer with annotators, with the rubric on pairs and on a model's own answers, and on probes.
+
+    Args:
+        scorer: a reward model or the judge.
+        measure: its column in `sampled`: "reward" or "judge".
+        pairs: held-out pair records; may be empty.
+        probes: probe records; may be empty.
+        sampled: rows of `answer_rows`.
+
+    Returns:
+        `pair_metrics`, "correlation_gold" and, under "probes", `probe_metrics`, as far as there are records.
+    """
+    result: dict[str, Any] = pair_metrics(pairs, scorer.score_pairs(pairs), scale=scorer.model.std) if pairs else {}
+    graded = [(row[measure], row["gold"]) for row in sampled if row["gold"] is not None]
+    agreement = correlation([score for score, _ in graded], [points for _, points in graded])
+    if agreement is not None:
+        result["correlation_gold"] = agreement
+    if probes:
+        result["probes"] = probe_metrics(probes, scorer.score_pairs(probes))
+    return result
+
+
 def _win(difference: float) -> float:
     return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
 

@@ -61,16 +61,39 @@ def bradley_terry_loss(
     # Half precision knows about three digits: close pairs would tie and their gradient would vanish.
     chosen, rejected = at_least_float32(chosen_scores), at_least_float32(rejected_scores)
     difference = chosen - rejected
-    required = torch.zeros_like(difference) if margin is None else margin.to(difference.dtype)
-    require_same_shape(difference=difference, margin=required)
-    loss = -(label * logsigmoid(difference - required) + (1 - label) * logsigmoid(-difference - required))
-    if centering > 0:
-        loss = loss + centering * (chosen + rejected) ** 2
+    loss = pair_negative_log_likelihood(chosen, rejected, label, margin=margin, centering=centering)
     return RewardLoss(
         loss=pair_mean(loss, total_pairs=total_pairs),
         accuracy=decided_accuracy(difference, label),
         margin=pair_mean(difference.detach(), total_pairs=total_pairs),
     )
+
+
+def pair_negative_log_likelihood(
+    first: Tensor, second: Tensor, label: Tensor, *, margin: Tensor | None, centering: float
+) -> Tensor:
+    """The terms of `bradley_terry_loss` before their mean; no check but that of shapes.
+
+    Args:
+        first: a, reward units; gradient flows. [...]
+        second: b, reward units; gradient flows. [...]
+        label: P(the first is better), in [0, 1]. [...]
+        margin: m, reward units, at least 0; None for 0. [...]
+        centering: weight of the squared sum.
+
+    Returns:
+        Nats, and the centring term. [...]
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    difference = first - second
+    required = torch.zeros_like(difference) if margin is None else margin.to(difference.dtype)
+    require_same_shape(difference=difference, margin=required, label=label)
+    loss = -(label * logsigmoid(difference - required) + (1 - label) * logsigmoid(-difference - required))
+    if centering > 0:
+        loss = loss + centering * (first + second) ** 2
+    return loss
 
 
 def check_pairs(label: Tensor, **tensors: Tensor) -> Tensor:

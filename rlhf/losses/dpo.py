@@ -3,16 +3,19 @@
 The reward that a policy implies is beta (log pi - log pi_ref) + beta log Z(x). The last term depends on the prompt
 alone, and is the same for both answers: it cancels in their difference, which is why no Z(x) appears below.
 
-All log-probabilities are sums over a response's tokens; divide by length before the call for the normalised variant.
+All log-probabilities are sums over a response's tokens; `length_normalised` before the call gives the variant in which
+they are means, and zeros for the reference give the variant without one. Both together are SimPO without its margin.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf.losses.aggregation import pair_mean
 from rlhf.losses.bradley_terry import at_least_float32, check_pairs, decided_accuracy
+from rlhf.shapes import require_rank, require_same_shape
 
 
 class DpoLoss(NamedTuple):
@@ -114,6 +117,56 @@ def ipo_loss(
     gap = (chosen - rejected) / beta
     loss = (gap - (2 * label - 1) / (2 * beta)) ** 2
     return _dpo_loss(loss, chosen, rejected, label, total_pairs)
+
+
+def length_normalised(logprobs: Tensor, lengths: Tensor) -> Tensor:
+    """Log-probability per token, so that a long answer is not preferred or refused for its length.
+
+    Source: Meng et al. 2024 (SimPO), eq. 3, https://arxiv.org/abs/2405.14734
+
+    Args:
+        logprobs: of whole responses, nats; gradient flows. [B]
+        lengths: response tokens, the end token included; 0 counts as 1, since an empty sum is 0 anyway. [B]
+
+    Returns:
+        Nats per token. [B]
+
+    Raises:
+        ValueError: shapes differ, or a length is negative.
+    """
+    require_rank(1, logprobs=logprobs)
+    require_same_shape(logprobs=logprobs, lengths=lengths)
+    if not bool((lengths >= 0).all()):
+        raise ValueError("a length is negative; lengths count tokens")
+    return logprobs / lengths.clamp(min=1)
+
+
+def preferred_nll(
+    chosen_per_token: Tensor, rejected_per_token: Tensor, label: Tensor, *, total_pairs: float | None = None
+) -> Tensor:
+    """Negative log-likelihood per token of the answer that the label prefers, against its becoming less likely.
+
+        L = -E[log pi(preferred) / |preferred|]
+
+    DPO only asks for a distance between the answers, and is content when both fall.
+
+    Source: Pang et al. 2024, eq. 1 (weight 1 there), https://arxiv.org/abs/2404.19733
+
+    Args:
+        chosen_per_token: log pi of the chosen response by its length, nats; gradient flows. [B]
+        rejected_per_token: the same of the rejected response, which is learnt where the label is below 0.5. [B]
+        label: P(chosen is better), in [0, 1]; at 0.5 the chosen one is learnt. [B]
+        total_pairs: pairs of the whole batch, when this is one of its micro-batches.
+
+    Returns:
+        A scalar, nats per token.
+
+    Raises:
+        ValueError: shapes differ, or a label lies outside [0, 1].
+    """
+    label = check_pairs(label, chosen_per_token=chosen_per_token, rejected_per_token=rejected_per_token)
+    preferred = torch.where(label < 0.5, rejected_per_token, chosen_per_token)
+    return -pair_mean(at_least_float32(preferred), total_pairs=total_pairs)
 
 
 def _implicit_rewards(

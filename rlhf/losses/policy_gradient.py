@@ -1,4 +1,4 @@
-"""The policy-gradient family: one signature, four objectives.
+"""The policy-gradient family: one signature, five objectives.
 
 Each takes the log-probabilities under the policy being updated and under the policy that sampled. The policy that
 sampled is the one of the start of this update; it is not the frozen reference, which enters through the KL penalty.
@@ -201,6 +201,54 @@ def penalised_loss(
     loss = step_kl_coef * (torch.expm1(log_ratio) - log_ratio) - ratio * advantages
     nowhere = torch.zeros_like(response_mask)
     return _policy_loss(loss, nowhere, ratio, log_ratio, response_mask, total_tokens, aggregate)
+
+
+def clipped_penalised_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    clip_range_low: float,
+    clip_range_high: float,
+    dual_clip: float | None,
+    step_kl_coef: float,
+    total_tokens: float | None = None,
+    aggregate: Aggregate | None = None,
+) -> PolicyLoss:
+    """Clip and penalty together: what the clip lets go free still has its price.
+
+        L = clipped loss + coef E[(r - 1) - log r]
+
+    A clipped token's gradient is zero and not pulled back; the penalty pulls it back.
+
+    Args:
+        logprobs: under the policy being updated, nats; gradient flows. [B, T]
+        old_logprobs: under the policy that sampled; no gradient. [B, T]
+        advantages: no gradient. [B, T]
+        response_mask: True where the policy sampled the token. [B, T] bool
+        clip_range_low: as in `clipped_policy_loss`.
+        clip_range_high: as in `clipped_policy_loss`.
+        dual_clip: as in `clipped_policy_loss`.
+        step_kl_coef: as in `penalised_loss`.
+        total_tokens: response tokens of the whole batch, when this is one of its micro-batches.
+        aggregate: from loss per token to a scalar; None for `token_mean` with `total_tokens`.
+
+    Returns:
+        Loss and diagnostics, the latter those of `clipped_policy_loss`.
+
+    Raises:
+        ValueError: as in both.
+    """
+    bounded = clipped_policy_loss(
+        logprobs, old_logprobs, advantages, response_mask, clip_range_low=clip_range_low,
+        clip_range_high=clip_range_high, dual_clip=dual_clip, total_tokens=total_tokens, aggregate=aggregate,
+    )  # fmt: skip
+    price = penalised_loss(
+        logprobs, old_logprobs, torch.zeros_like(advantages), response_mask, step_kl_coef=step_kl_coef,
+        total_tokens=total_tokens, aggregate=aggregate,
+    )  # fmt: skip
+    return bounded._replace(loss=bounded.loss + price.loss)
 
 
 def _ratios(

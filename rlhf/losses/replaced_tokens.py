@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlhf.losses.bradley_terry import at_least_float32
-from rlhf.masking import masked_sum
+from rlhf.masking import masked_sum, zero_outside
 from rlhf.shapes import require_rank, require_same_shape
 
 
@@ -48,7 +48,8 @@ def replaced_token_loss(
     require_same_shape(token_scores=token_scores, original=original, judged=judged)
     total = float(judged.sum()) if total_tokens is None else total_tokens
     sign = torch.where(original, 1.0, -1.0)
-    signed = at_least_float32(token_scores) * sign
+    # Cleaned before the arithmetic, or a NaN under the mask comes back through the gradient as 0 * NaN.
+    signed = zero_outside(at_least_float32(token_scores), judged) * sign
     right = 0.5 + 0.5 * torch.sign(signed.detach())
     # With nothing judged the sum is 0 and keeps its graph, so that every rank has a backward pass to run.
     return ReplacedTokenLoss(

@@ -4,6 +4,7 @@ The method is chosen on dev and reported on test. The judge, trained on pairs th
 saw, decides; where a prompt carries the facts of the embedded task the rubric is reported beside it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,16 +15,20 @@ import torch
 
 from rlhf.device import PRECISIONS, choose_device, make_reproducible
 from rlhf.errors import BadInput
-from rlhf.evaluation.answers import Policy, Sampling, answer_rows, divergences, fitting, perplexity, sample
-from rlhf.evaluation.comparison import duel, over_optimised, policy_metrics, select
-from rlhf.evaluation.frontier import best_of_frontier
-from rlhf.evaluation.judging import Scorer, correlation, gold_score, pair_metrics, probe_metrics
+from rlhf.evaluation.alignment_tax import demonstration_fit, regression, tax
+from rlhf.evaluation.answers import Policy, Sampling, answer_rows, divergences, fitting, sample
+from rlhf.evaluation.comparison import by_group, duel, over_optimised, policy_metrics, select
+from rlhf.evaluation.frontier import sampled_frontier
+from rlhf.evaluation.judging import Scorer, trust
+from rlhf.evaluation.marks import marks
 from rlhf.monitor import Monitor
 from rlhf.outputs import read_jsonl, write_csv, write_jsonl, write_metrics
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
 
 BASELINE, AGAIN = "sft", "sft_again"
 SPLITS = ("dev", "test")
+UNLIKE = "unlike"
+"""Prompts unlike those of training, where there are any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,8 @@ class Config:
     """Most dev prompts answered by each policy; the method is chosen on them; at least 1."""
     test_prompts: int
     """Most test prompts answered by each policy; all results are reported on them; at least 1."""
+    unlike_prompts: int
+    """Most prompts unlike the training prompts that each policy answers; 0 for none."""
     held_out_records: int
     """Most test demonstrations, pairs and probes that are read, of each kind; at least 1."""
     best_of: tuple[int, ...]
@@ -52,6 +59,10 @@ class Config:
     """Dev win rates this close count as equal, and the lower KL is chosen; in [0, 1]."""
     tie_tolerance: float
     """Scores of two answers this close are a tie, in the score's unit; at least 0."""
+    kl_band: tuple[float, ...]
+    """Lowest and highest KL to SFT in which a policy is meant to end, nats per response."""
+    preference_accuracy_mark: float
+    """Accuracy on held-out pairs that a reward model should reach, in [0, 1]."""
     resamples: int
     """Bootstrap resamples of the prompts behind each 95% interval; at least 100."""
     precision: str
@@ -66,8 +77,10 @@ class Config:
         require_at_least(1, dev_prompts=self.dev_prompts, test_prompts=self.test_prompts)
         require_at_least(1, held_out_records=self.held_out_records)
         require_at_least(100, resamples=self.resamples)
-        require_at_least(0, tie_tolerance=self.tie_tolerance)
-        require_fraction(win_tolerance=self.win_tolerance)
+        require_at_least(0, tie_tolerance=self.tie_tolerance, unlike_prompts=self.unlike_prompts)
+        require_fraction(win_tolerance=self.win_tolerance, preference_accuracy_mark=self.preference_accuracy_mark)
+        if len(self.kl_band) != 2 or not 0 <= self.kl_band[0] < self.kl_band[1]:
+            raise ValueError(f"kl_band is {list(self.kl_band)}, wanted the lowest and the highest KL, at least 0")
         require_choice(PRECISIONS, precision=self.precision)
         if list(self.best_of) != sorted(set(self.best_of)) or any(n < 1 for n in self.best_of):
             raise ValueError(f"best_of is {list(self.best_of)}, wanted ascending sizes of at least 1")
@@ -88,8 +101,8 @@ def main(
         dpo: folder of the DPO policy.
         reward: folder of the reward model that training saw.
         judge: folder of the one that it did not see.
-        prompts: folder with dev.jsonl and test.jsonl of prompt records.
-        pairs: the same of pair records.
+        prompts: folder with dev.jsonl, test.jsonl and perhaps unlike.jsonl of prompt records.
+        pairs: folder with test.jsonl of pair records.
         demonstrations: the same of demonstration records.
         probes: the same of minimal pairs, all of them in test.jsonl.
         answers: written: every answer with its scores.
@@ -97,7 +110,7 @@ def main(
         metrics: written: the results.
 
     Raises:
-        BadInput: an unknown policy, a missing file, or no held-out prompt.
+        BadInput: an unknown policy, a missing file, no held-out prompt, or one that is also among the unlike.
     """
     # 1. Load the baseline and the two scorers, and choose the prompts.
     make_reproducible(seed)
@@ -118,33 +131,41 @@ def main(
         split: _prompts(prompts / f"{split}.jsonl", baseline, config, most)
         for split, most in zip(SPLITS, (config.dev_prompts, config.test_prompts), strict=True)
     }
-    written = _first(demonstrations / "test.jsonl", config.held_out_records)
+    if unlike := _unlike(prompts, baseline, config):
+        chosen_prompts[UNLIKE] = unlike
+    written, held_out, minimal = (
+        _first(folder / "test.jsonl", config.held_out_records) for folder in (demonstrations, pairs, probes)
+    )
 
     # 2. Let every policy answer, the baseline twice: the second sample shows how far chance alone goes.
     names = [*config.policies[:1], AGAIN, *config.policies[1:]]
     monitor = Monitor(stage, len(names) + 2)
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in SPLITS}
-    perplexities: dict[str, float | None] = {}
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in chosen_prompts}
+    fit: dict[str, dict[str, float]] = {}
+    regressions: dict[str, dict[str, Any]] = {}
+    reading: dict[str, Any] = {"batch": config.batch, "precision": config.precision}
     for step, name in enumerate(names, start=1):
         policy = baseline if name in (BASELINE, AGAIN) else Policy.load(folders[name], device=device)
         for scorer in scorers.values():
             _check_tokens(policy, scorer, folders.get(name, sft))
-        for split in SPLITS:
-            drawn = sample(policy, chosen_prompts[split], sampling, name=name)
+        for split, found in chosen_prompts.items():
+            drawn = sample(policy, found, sampling, name=name)
             kl = divergences(policy, baseline, drawn, sampling)
             rows[split][name] = answer_rows(drawn, split=split, policy=name, kl=kl, **scorers)
         if name != AGAIN:
-            perplexities[name] = perplexity(policy, written, batch=config.batch, precision=config.precision)
+            fit[name] = demonstration_fit(policy, written, **reading)
+            regressions[name] = regression(policy, minimal, held_out, **reading)
         shown = {key: _mean([row[key] for row in rows["test"][name]]) for key in ("judge", "reward", "kl", "tokens")}
         monitor.log(step, **shown)
 
     # 3. Sum up each split, choose on dev, and look for reward that was won without being deserved.
     settings: dict[str, Any] = {"tolerance": config.tie_tolerance, "resamples": config.resamples, "seed": seed}
     candidates = config.policies[1:]
-    results = {split: _summary(rows[split], candidates, settings) for split in SPLITS}
-    for name, value in perplexities.items():
-        if value is not None:
-            results["test"][name]["perplexity"] = value
+    results = {split: _summary(rows[split], candidates, settings) for split in chosen_prompts}
+    for name, values in fit.items():
+        if "perplexity" in values:
+            results["test"][name]["perplexity"] = values["perplexity"]
+    shifts = by_group(rows.get(UNLIKE, {}), "shift", baseline=BASELINE, **settings)
     selected = select(results["dev"], candidates, tolerance=config.win_tolerance) if candidates else BASELINE
     duels = {
         f"{ours}_vs_{theirs}": _duels(rows["test"][ours], rows["test"][theirs], settings)
@@ -152,17 +173,16 @@ def main(
     }
 
     # 4. Ask how far the scorers can be trusted: labels, rubric, and pairs in which a single fact is wrong.
-    held_out = _first(pairs / "test.jsonl", config.held_out_records)
-    minimal = _first(probes / "test.jsonl", config.held_out_records)
-    trust = {name: _trust(scorer, name, held_out, minimal, rows["test"][BASELINE]) for name, scorer in scorers.items()}
+    trusted = {name: trust(scorer, name, held_out, minimal, rows["test"][BASELINE]) for name, scorer in scorers.items()}
     monitor.log(len(names) + 1, pairs=len(held_out), probes=len(minimal))
 
     # 5. Draw the frontier: what choosing the best of n baseline answers buys for its KL.
-    curve = _best_of(baseline, scorers, chosen_prompts["test"][: config.best_of_prompts], sampling, config.best_of)
+    few = chosen_prompts["test"][: config.best_of_prompts]
+    curve = sampled_frontier(baseline, scorers, few, sampling, config.best_of)
     monitor.log(len(names) + 2, best_of=float(max(config.best_of, default=0)))
 
     # 6. Write.
-    everything = [row for split in SPLITS for name in sorted(rows[split]) for row in rows[split][name]]
+    everything = [row for split in rows for name in sorted(rows[split]) for row in rows[split][name]]
     write_jsonl(answers, everything)
     points: list[dict[str, float | int | str]] = [
         {"policy": name, **_point(results["test"][name])} for name in config.policies
@@ -174,9 +194,20 @@ def main(
         {
             "selected": selected,
             **results,
+            **({"unlike_shifts": shifts} if shifts else {}),
             "duels": duels,
-            "reward_model": trust["reward"],
-            "judge": trust["judge"],
+            "reward_model": trusted["reward"],
+            "judge": trusted["judge"],
+            "tax": tax(fit, regressions, baseline=BASELINE),
+            "regression": regressions,
+            "marks": marks(
+                results["test"],
+                candidates,
+                baseline=BASELINE,
+                accuracy=trusted["reward"].get("accuracy"),
+                kl_band=config.kl_band,
+                accuracy_mark=config.preference_accuracy_mark,
+            ),
             "frontier": {f"best_of_{row['n']:.0f}": _point(row) for row in curve},
             "prompts": {split: len(found) for split, found in chosen_prompts.items()},
         },
@@ -196,6 +227,29 @@ def _prompts(path: Path, policy: Policy, config: Config, most: int) -> list[Mapp
             "add prompts, raise the share of this split, or lower evaluate.max_new_tokens"
         )
     return found
+
+
+def _unlike(folder: Path, policy: Policy, config: Config) -> list[Mapping[str, Any]]:
+    """Prompts unlike those of training; none where the file is missing or empty.
+
+    Raises:
+        BadInput: one of them is among the dev or test prompts as well.
+    """
+    path = folder / f"{UNLIKE}.jsonl"
+    if not config.unlike_prompts or not path.is_file():
+        return []
+    records = list(read_jsonl(path))
+    asked = {_words(record) for record in records}
+    for split in SPLITS:
+        if shared := sum(_words(record) in asked for record in read_jsonl(folder / f"{split}.jsonl")):
+            raise BadInput(
+                f"{path}: {shared} of its prompts are also in {split}.jsonl, so they are not unlike; run validate again"
+            )
+    return fitting(records, policy, max_new_tokens=config.max_new_tokens, most=config.unlike_prompts)
+
+
+def _words(record: Mapping[str, Any]) -> str:
+    return json.dumps(record["prompt"], sort_keys=True)
 
 
 def _check_tokens(policy: Policy, scorer: Scorer, folder: Path) -> None:
@@ -225,49 +279,6 @@ def _duels(
         if won is not None:
             results |= {f"{measure}_win": won.mean, f"{measure}_win_low": won.low, f"{measure}_win_high": won.high}
     return results
-
-
-def _trust(
-    scorer: Scorer,
-    measure: str,
-    pairs: list[dict[str, Any]],
-    probes: list[dict[str, Any]],
-    sampled: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Agreement of a scorer with annotators, with the rubric on pairs and on the model's own answers, and on probes."""
-    result: dict[str, Any] = pair_metrics(pairs, scorer.score_pairs(pairs), scale=scorer.model.std) if pairs else {}
-    graded = [(row[measure], row["gold"]) for row in sampled if row["gold"] is not None]
-    agreement = correlation([score for score, _ in graded], [points for _, points in graded])
-    if agreement is not None:
-        result["correlation_gold"] = agreement
-    if probes:
-        result["probes"] = probe_metrics(probes, scorer.score_pairs(probes))
-    return result
-
-
-def _best_of(
-    policy: Policy,
-    scorers: Mapping[str, Scorer],
-    prompts: Sequence[Mapping[str, Any]],
-    sampling: Sampling,
-    sizes: Sequence[int],
-) -> list[dict[str, float]]:
-    """Best-of-n curve of the baseline's answers, chosen by the reward model."""
-    if not sizes:
-        return []
-    # A sample belongs to its id, so every round has ids of its own; one call for all rounds fills whole batches.
-    rounds = [{**record, "id": f"{record['id']}#{n}"} for n in range(sizes[-1]) for record in prompts]
-    drawn = sample(policy, rounds, sampling, name="best_of")
-    ids = [answer.prompt_ids for answer in drawn], [answer.ids for answer in drawn]
-    columns: dict[str, list[Any]] = {name: scorer.score_ids(*ids) for name, scorer in scorers.items()}
-    columns["gold"] = [gold_score(answer.prompt["meta"], answer.text, ended=answer.ended) for answer in drawn]
-    if None in columns["gold"]:
-        del columns["gold"]
-    # The samples lie round by round, so every len(prompts)-th belongs to one prompt.
-    samples = [
-        {name: values[place :: len(prompts)] for name, values in columns.items()} for place in range(len(prompts))
-    ]
-    return best_of_frontier(samples, sizes=sizes)
 
 
 def _point(values: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,11 +19,14 @@ from rlhf.data.annotators import compare, draw_annotator
 from rlhf.data.dirt import soil
 from rlhf.data.rubric import judge
 from rlhf.data.support_desk import FLIPS, Sentence, Ticket, draw_reply, draw_ticket, faultless_reply, flipped, render
+from rlhf.data.unlike_phrases import SHIFTS
 from rlhf.outputs import atomic_writer, write_metrics
 
 log = logging.getLogger(__name__)
 
-FILES = ("demonstrations", "pairs", "prompts", "probes")
+FILES = ("demonstrations", "pairs", "prompts", "probes", "unlike_prompts")
+MEASURES = ("probes", "unlike_prompts")
+"""Files that stay clean, because they are there to measure by."""
 MINIMAL_FLIPS = {"order": 6, "name": 5, "item": 5, "action": 2, "sla": 2}
 """Weights of the facts that minimal training pairs differ in: most where two random replies hardly ever differ."""
 
@@ -44,6 +47,8 @@ class Config:
     """Pairs of replies to the same ticket, before second opinions, at least 1."""
     prompts: int
     """Tickets without a reply, all different, at least 1."""
+    unlike_prompts: int
+    """Tickets of other customers, things and order numbers, in other words; never trained on. At least 0: no file."""
     probes_per_fact: int
     """Minimal pairs for measuring, for each of the changes in `support_desk.FLIPS`, at least 1."""
     minimal_share: float
@@ -65,6 +70,8 @@ class Config:
                 raise ValueError(f"{field.name} is {value}, wanted a share of the rows, at least 0")
             if field.name in ("demonstrations", "pairs", "prompts", "probes_per_fact") and value < 1:
                 raise ValueError(f"{field.name} is {value}, wanted at least 1")
+        if self.unlike_prompts < 0:
+            raise ValueError(f"unlike_prompts is {self.unlike_prompts}, wanted at least 0")
 
 
 def main(config: Config, *, seed: int, stage: str, raw: Path, metrics: Path) -> None:
@@ -74,7 +81,7 @@ def main(config: Config, *, seed: int, stage: str, raw: Path, metrics: Path) -> 
         config: settings.
         seed: not used: the data have a seed of their own, `config.seed`.
         stage: not used; the recipe serves one stage.
-        raw: folder to write demonstrations.jsonl, pairs.jsonl, prompts.jsonl and probes.jsonl to.
+        raw: folder to write demonstrations.jsonl, pairs.jsonl, prompts.jsonl, probes.jsonl, unlike_prompts.jsonl to.
         metrics: file to write.
     """
     raw.mkdir(parents=True, exist_ok=True)
@@ -92,9 +99,15 @@ def main(config: Config, *, seed: int, stage: str, raw: Path, metrics: Path) -> 
     rows["prompts"], figures["prompts"] = _prompts(config, _stream(config, "prompts"))
     used = {row["prompt"][-1]["content"] for kind in rows.values() for row in kind}
     rows["probes"], figures["probes"] = _probes(config, _stream(config, "probes"), used)
-    # 2. dirt among them (probes stay clean: they are a measure), and out
+    rows["unlike_prompts"] = _unlike_prompts(config, _stream(config, "unlike_prompts"))
+    figures["unlike_prompts"] = {}
+    # 2. dirt among them (not among what is a measure), and out
     for name in FILES:
-        dirty = name != "probes"
+        if not rows[name]:  # a file without rows would be refused
+            (raw / f"{name}.jsonl").unlink(missing_ok=True)
+            figures[name] = {"rows": 0}
+            continue
+        dirty = name not in MEASURES
         lines, counts = soil(
             rows[name],
             _stream(config, f"dirt in {name}"),
@@ -197,6 +210,18 @@ def _prompts(config: Config, rng: random.Random) -> tuple[list[Row], dict[str, A
         ticket = draw_ticket(rng)
         tickets.setdefault(ticket.text, ticket)
     return [_row(f"t{number}", ticket) for number, ticket in enumerate(tickets.values())], {}
+
+
+def _unlike_prompts(config: Config, rng: random.Random) -> list[Row]:
+    """Tickets that differ from all others in their wording, in their facts or in both, in turn; no two are alike."""
+    tickets: dict[str, Row] = {}
+    shifts = cycle(SHIFTS)
+    for number in range(config.unlike_prompts):
+        shift = next(shifts)
+        while (ticket := draw_ticket(rng, SHIFTS[shift])).text in tickets:
+            pass
+        tickets[ticket.text] = _row(f"u{number}", ticket, unlike=True, shift=shift)
+    return list(tickets.values())
 
 
 def _probes(config: Config, rng: random.Random, used: set[str]) -> tuple[list[Row], dict[str, Any]]:

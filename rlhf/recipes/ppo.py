@@ -1,149 +1,59 @@
-"""Proximal policy optimisation: a policy learns to write what a reward model likes, and to stay near where it was.
+"""Policy gradients on a reward: one recipe for REINFORCE, PPO, TRPO, RLOO, GRPO, DAPO and what lies between them.
 
-Each update samples responses to a batch of prompts, scores them, charges every token for its divergence from the frozen
-reference, estimates advantages with the value model, and takes a few epochs of clipped steps on both models.
+Each update samples responses to a batch of prompts, scores them, charges them for their divergence from the frozen
+reference, estimates advantages, and takes steps on the policy and, where one is needed, on the value model. Which
+estimator, objective, place of the KL and aggregation is a matter of settings: `rlhf.policy_gradient_slots` has the
+choices, `profiles/algorithms` the published methods by name. The default is PPO with a clip and GAE.
 """
 
-from dataclasses import dataclass
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf import distributed
-from rlhf.advantages import gae, shape_rewards
+from rlhf.adapters import Lora, merged
+from rlhf.advantages import shape_rewards
+from rlhf.asking import Asker
+from rlhf.batches import Batch
 from rlhf.checkpoint import Checkpoints, rng_state, set_rng_state
-from rlhf.device import PRECISIONS, autocast, choose_device, make_reproducible
-from rlhf.engine import prepare
+from rlhf.demonstration_stream import DemonstrationStream
+from rlhf.device import autocast, choose_device, make_reproducible
+from rlhf.engine import Engine, prepare
 from rlhf.errors import BadInput
-from rlhf.improvement import Objectives, improve
-from rlhf.kl import AdaptiveKl, FixedKl
-from rlhf.losses.policy_gradient import clipped_policy_loss
-from rlhf.losses.value import clipped_value_loss
+from rlhf.group_sampling import describe_groups, until_groups_differ
+from rlhf.improvement import Learners
+from rlhf.kl import AdaptiveKl, FixedKl, StepKl
 from rlhf.models import save_policy
 from rlhf.monitor import Monitor
 from rlhf.outputs import write_jsonl, write_metrics
-from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
+from rlhf.policy_gradient_slots import KL_ESTIMATORS, cautions, estimate
+from rlhf.policy_update import make_objectives, take_steps
+from rlhf.ppo_config import PENALISED, Config
 from rlhf.reference import compare_with_reference
+from rlhf.rewards.signals import Signals, build_signals
 from rlhf.roles import Roles, load_roles
-from rlhf.rollout import (
-    Rollout,
-    describe,
-    sample_responses,
-    score_responses,
-    state_values,
-    whiten_globally,
-)
+from rlhf.rollout import Rollout, describe, spread_globally, state_values, whiten_globally
 from rlhf.row_blocks import in_row_blocks
 from rlhf.schedules import linear
+from rlhf.shared_value import HEAD, policy_and_values, policy_of
 from rlhf.showcase import Question, read_questions, show
-from rlhf.streams import prompt_indices, random_source
+from rlhf.streams import random_source
 from rlhf.summary import final_and_best
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """Parameters of the stage `ppo`. Top-k, top-p and other sampler modifiers do not exist: they break the ratio."""
-
-    updates: int
-    """Rounds of sampling and learning, at least 1."""
-    rollouts: int
-    """Prompts answered in an update, over all ranks."""
-    epochs: int
-    """Passes over the rollouts of an update, at least 1."""
-    minibatch: int
-    """Rollouts in an optimizer step, over all ranks; divides `rollouts`."""
-    micro_batch: int | None
-    """Rollouts in a forward pass on one rank; null means a rank's whole minibatch. Does not change results."""
-    temperature: float
-    """Divides the logits in sampling, training and reference alike, above 0."""
-    max_new_tokens: int
-    """Longest response, tokens."""
-    max_prompt_tokens: int
-    """Longer prompts are left out and counted, tokens."""
-    learning_rate: float
-    """Peak rate of the policy's AdamW, above 0."""
-    value_learning_rate: float
-    """Peak rate of the value model's AdamW, above 0."""
-    warmup_updates: int
-    """Updates in which both rates rise, less than `updates`."""
-    final_lr_fraction: float
-    """Share of the peak rates that is left at the end of the straight descent, in [0, 1]."""
-    value_warmup_updates: int
-    """First updates in which only the value model learns, less than `updates`."""
-    clip_range: float
-    """How far a token's probability ratio may move from 1 with effect, in (0, 1)."""
-    value_clip: float | None
-    """How far a value may move from its old one with effect, reward units, above 0; null for no clipping."""
-    gamma: float
-    """Discount per token, in [0, 1]; below 1 it punishes length."""
-    gae_lambda: float
-    """0 trusts the value model alone, 1 the sampled return alone; in [0, 1]."""
-    kl_coef: float
-    """Price of divergence from the reference, reward standard deviations per nat, at least 0; adaptive starts here."""
-    kl_controller: str
-    """"fixed", or "adaptive" to steer kl_coef towards `kl_target`."""
-    kl_target: float
-    """Wanted divergence of the adaptive controller, nats per response, above 0."""
-    kl_horizon: float
-    """Responses over which the adaptive controller takes its full step, above 0."""
-    entropy_coef: float
-    """Reward for randomness, advantage units per nat, at least 0."""
-    missing_eos_penalty: float
-    """A response that was cut scores this many reward standard deviations below 0, whatever it says; at least 0."""
-    reward_clip: float | None
-    """Scores are clamped to +- this many standard deviations, above 0; null for never."""
-    target_kl: float | None
-    """An update ends after an epoch that moved the policy by more than this, nats per token, above 0; null: never."""
-    max_grad_norm: float
-    """Gradients are scaled down to this norm; 0 means never."""
-    sample_every: int
-    """Updates between samples for people to read, at least 1."""
-    precision: str
-    """"auto" (bfloat16 on a GPU, float32 on a CPU), "float32" or "bfloat16"."""
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
-        require_at_least(
-            1, updates=self.updates, rollouts=self.rollouts, epochs=self.epochs, minibatch=self.minibatch,
-            micro_batch=self.micro_batch, max_new_tokens=self.max_new_tokens,
-            max_prompt_tokens=self.max_prompt_tokens, sample_every=self.sample_every,
-        )  # fmt: skip
-        require_at_least(
-            0, warmup_updates=self.warmup_updates, value_warmup_updates=self.value_warmup_updates,
-            kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, missing_eos_penalty=self.missing_eos_penalty,
-            max_grad_norm=self.max_grad_norm,
-        )  # fmt: skip
-        require_above_zero(
-            temperature=self.temperature, learning_rate=self.learning_rate, clip_range=self.clip_range,
-            value_learning_rate=self.value_learning_rate, kl_target=self.kl_target, kl_horizon=self.kl_horizon,
-        )  # fmt: skip
-        off = {"value_clip": self.value_clip, "reward_clip": self.reward_clip, "target_kl": self.target_kl}
-        require_above_zero(**{name: value for name, value in off.items() if value is not None})
-        require_fraction(
-            gamma=self.gamma, gae_lambda=self.gae_lambda, final_lr_fraction=self.final_lr_fraction,
-            clip_range=self.clip_range,
-        )  # fmt: skip
-        require_choice(("fixed", "adaptive"), kl_controller=self.kl_controller)
-        require_choice(PRECISIONS, precision=self.precision)
-        if self.rollouts % self.minibatch:
-            raise ValueError(f"minibatch is {self.minibatch}, wanted a divisor of rollouts = {self.rollouts}")
-        if max(self.warmup_updates, self.value_warmup_updates) >= self.updates:
-            raise ValueError(f"warmup_updates and value_warmup_updates must be less than updates = {self.updates}")
-        if self.kl_controller == "adaptive" and self.kl_coef == 0:
-            raise ValueError("kl_coef is 0, wanted a number above 0 since the adaptive controller only multiplies it")
+__all__ = ["Config", "main"]
 
 
 def main(
-    config: Config, *, seed: int, stage: str, prompts: Path, sft: Path, reward: Path,
+    config: Config, *, seed: int, stage: str, prompts: Path, sft: Path, reward: Path, demonstrations: Path, base: Path,
     model: Path, metrics: Path, curves: Path, samples: Path,
 ) -> None:  # fmt: skip
-    """Train a policy by PPO.
+    """Train a policy by policy gradients.
 
     Args:
         config: settings.
@@ -151,7 +61,9 @@ def main(
         stage: name of the stage.
         prompts: folder with train.jsonl and dev.jsonl of prompt records.
         sft: folder of the policy to start from, which is also the reference.
-        reward: folder of the reward model, which is also the start of the value model.
+        reward: folder of the reward model, which is also the start of a separate value model.
+        demonstrations: folder with train.jsonl of demonstrations, read where `ptx_coef` is above 0.
+        base: folder of base models, where signals `model:NAME` look for theirs.
         model: written: the policy.
         metrics: written: final and best numbers.
         curves: written: the numbers of every update.
@@ -161,100 +73,117 @@ def main(
         BadInput: unusable models, no prompt of usable length, or ranks that do not divide the batch.
         StageFailed: training diverged.
     """
-    # 1. Four roles: the policy, the frozen reference it started from, the frozen reward model, the value model.
+    # 1. Roles: the policy, the frozen reference it started from, the signals that score, and values where needed.
     make_reproducible(seed)
-    device = choose_device()
-    roles = load_roles(sft, reward, device=device)
+    device, rows = choose_device(), config.micro_batch or config.minibatch
+    for sentence in cautions(config):
+        log.warning("%s: %s", stage, sentence)
+    roles = _roles(config, sft, reward, device, seed)
+    signals = _signals(config, roles, reward, base, device, stage)
 
-    # 2. Prompts to learn from, and a few held-out ones to show answers to.
+    # 2. Prompts to learn from, a few held-out ones to show answers to, and demonstrations to mix in.
     questions, held_out, dropped = _read_prompts(prompts, roles, config, stage)
+    asker = Asker(roles=roles, signals=signals, questions=questions, config=config, seed=seed)
+    ptx = _mixed_in(config, demonstrations, roles, device, seed) if config.ptx_coef > 0 else None
 
     # 3. Engines. Their rates follow updates and not optimizer steps, of which `target_kl` may save some.
     update, warmup = 0, config.warmup_updates / config.updates
     rates = linear(config.updates, warmup_fraction=warmup, final_fraction=config.final_lr_fraction)
     settings: dict[str, Any] = {"max_grad_norm": config.max_grad_norm, "precision": config.precision}
-    settings["schedule"] = lambda _: rates(update)
-    policy = prepare(roles.policy, learning_rate=config.learning_rate, **settings)
-    value_model = prepare(roles.value_model, learning_rate=config.value_learning_rate, **settings)
-    kl = _kl_controller(config)
+    settings |= {"schedule": lambda _: rates(update), "rates": {HEAD: config.value_learning_rate}}
+    policy, value_model = prepare(roles.learner, learning_rate=config.learning_rate, **settings), None
+    if roles.value_model is not None:
+        value_model = prepare(roles.value_model, learning_rate=config.value_learning_rate, **settings)
+    kl, step_kl = _kl_controller(config), StepKl(config.step_kl_coef, config.step_kl_target)
 
-    # 4. What is minimised on each batch.
-    clip = config.clip_range
-    objectives = Objectives(
-        policy=partial(clipped_policy_loss, clip_range_low=clip, clip_range_high=clip, dual_clip=None),
-        value=partial(clipped_value_loss, clip_range=config.value_clip), entropy_coef=config.entropy_coef,
-        temperature=config.temperature, forbidden=roles.forbidden, precision=config.precision,
-    )  # fmt: skip
-
-    # 5. Continue where an earlier attempt was interrupted.
+    # 4. Continue where an earlier attempt was interrupted; else, with a curriculum, measure how hard the prompts are.
     monitor, checkpoints = Monitor(stage, config.updates), Checkpoints(stage)
-    first, shown, learners = 0, list[dict[str, Any]](), {"policy": policy, "value_model": value_model, "kl": kl}
+    first, shown, curriculum = 0, list[dict[str, Any]](), list[int]()
+    resumable: dict[str, Any] = {"policy": policy, "value_model": value_model, "kl": kl, "step_kl": step_kl}
+    resumable = {name: part for name, part in resumable.items() if part is not None}
     if state := checkpoints.load():
-        for name, learner in learners.items():
-            learner.load_state_dict(state[name])
-        first, shown = state["update"], state["shown"]
+        for name, part in resumable.items():
+            part.load_state_dict(state[name])
+        first, shown, curriculum = state["update"], state["shown"], state["curriculum"]
         monitor.restore(state["rows"])
         set_rng_state(state["random"])
+    elif config.curriculum == "easy_first":
+        curriculum = asker.curriculum(policy)
 
     for update in range(first, config.updates):
-        # 6. Sample a response to each prompt. Random numbers belong to the update and the rank: no state to carry.
-        window = prompt_indices(len(questions), start=update * config.rollouts, length=config.rollouts, seed=seed)
-        asked = [questions[index].ids for index in distributed.share(window)]
-        with policy.gathered() as whole, autocast(device, config.precision):
-            batch, captured, ended = sample_responses(
-                whole, asked, max_new_tokens=config.max_new_tokens, temperature=config.temperature, stops=roles.stops,
-                forbidden=roles.forbidden, pad_id=roles.pad_id,
-                source=random_source(seed, update, 1 + distributed.rank()),
-            )  # fmt: skip
-        mask, rows = batch.response_mask, config.micro_batch or config.minibatch
+        # 5. Sample responses. Random numbers belong to the update and the rank: no state to carry.
+        unscored = asker.ask(policy, update, asker.prompts_of(update, curriculum))
+
+        # 6. Log-probabilities under the policy that sampled and under the reference; text is scored meanwhile.
+        compare = partial(
+            compare_with_reference, policy_of(policy.module), roles.reference, forbidden=roles.forbidden,
+            temperature=config.temperature, rows=rows,
+        )  # fmt: skip
+        with autocast(device, config.precision):
+            old = compare(unscored.sampled.batch)
+
+        # 7. Score whole responses (one that was cut gets a fixed bad score instead); replace groups that teach nothing.
+        answers, replaced = until_groups_differ(
+            unscored.score(), partial(asker.ask, policy, update), asker.spare(update), size=config.group_size,
+            rounds=config.dynamic_sampling, pad_id=roles.pad_id,
+        )  # fmt: skip
+        batch, captured, ended, place = answers.sampled
+        mask = batch.response_mask
 
         with torch.no_grad(), autocast(device, config.precision):
-            # 7. Score whole responses; one that was cut gets a fixed bad score instead.
-            scores = score_responses(
-                roles.score, batch, ended, missing_eos_penalty=config.missing_eos_penalty,
-                reward_clip=config.reward_clip, rows=rows,
+            old = compare(batch) if replaced else old
+            # 8. Rewards of tokens: on each the price of its divergence (unless the loss has it), on the last the score.
+            rewards = shape_rewards(
+                answers.scores, old.logprobs, old.ref_logprobs, mask, estimator=KL_ESTIMATORS[config.kl_estimator],
+                kl_coef=kl.coef if config.kl_place == "reward" else 0.0,
             )  # fmt: skip
-            # 8. Log-probabilities under the policy that sampled and under the reference.
-            old = compare_with_reference(
-                policy.module, roles.reference, batch, roles.forbidden, temperature=config.temperature, rows=rows
-            )
-            # 9. Rewards of tokens: on each the price of its divergence, on the last also the score.
-            rewards = shape_rewards(scores, old.logprobs, old.ref_logprobs, mask, kl_coef=kl.coef)
-            # 10. Values, advantages, returns. Whitening comes last and leaves the returns alone.
-            values = in_row_blocks(lambda part: state_values(value_model, part), batch, rows)
-            advantages, returns = gae(rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
-            whitened = whiten_globally(advantages, mask)
-        rollout = Rollout(batch=batch, logprobs=old.logprobs, values=values, advantages=whitened, returns=returns)
-
-        # 11. A few epochs of clipped steps on both models.
-        learnt = improve(
-            policy, value_model, rollout, objectives, epochs=config.epochs, minibatch=config.minibatch,
-            micro_batch=config.micro_batch, target_kl=config.target_kl, order=random_source(seed, update, 0),
-            train_policy=update >= config.value_warmup_updates,
+            # 9. Values, advantages, returns. Whitening comes last and leaves the returns alone.
+            values = in_row_blocks(partial(_values, policy, value_model, roles, config), batch, rows)
+            advantages, returns = estimate(config, rewards=rewards, values=values, mask=mask, place=place)
+            learnable = mask & ended.unsqueeze(1) if config.mask_cut else mask
+            spread = spread_globally(advantages, learnable)
+            if config.whiten:
+                advantages = whiten_globally(advantages, learnable)
+        rollout = Rollout(
+            batch=batch, logprobs=old.logprobs, values=values, advantages=advantages, returns=returns,
+            ref_logprobs=old.ref_logprobs, learn_mask=learnable if config.mask_cut else None,
         )  # fmt: skip
 
-        # 12. Measure, steer the price of divergence, show answers, keep a checkpoint.
+        # 10. Take steps: epochs of minibatches, or one step as long as a trust region allows.
+        objectives = make_objectives(
+            config, roles.forbidden, ptx=ptx, update=update, kl_coef=kl.coef, step_kl_coef=step_kl.coef
+        )  # fmt: skip
+        trains = update >= config.value_warmup_updates
+        learners = Learners(policy=policy, value_model=value_model, train_policy=trains)
+        learnt = take_steps(learners, rollout, objectives, config, order=random_source(seed, update, 0))
+
+        # 11. Measure, steer the two prices of divergence, show answers, keep a checkpoint.
         measured = describe(
-            old, batch, captured, rewards=rewards, scores=scores, ended=ended, values=values, returns=returns
-        )
-        monitor.log(update + 1, **measured, **learnt, kl_coef=kl.coef)
+            old, batch, captured, rewards=rewards, scores=answers.scores, ended=ended, returns=returns,
+            values=values if config.needs_values else None, signals=answers.signals,
+        )  # fmt: skip
+        measured |= {"advantage_std": spread, **describe_groups(answers, replaced, size=config.group_size)}
+        prices = {"kl_coef": kl.coef} | ({"step_kl_coef": step_kl.coef} if config.objective in PENALISED else {})
+        monitor.log(update + 1, **measured, **learnt, **prices)
         kl.update(measured["kl"], config.rollouts)
+        if trains and "step_kl" in learnt:
+            step_kl.update(learnt["step_kl"])
         if (update + 1) % config.sample_every == 0 or update + 1 == config.updates:
             with policy.gathered() as whole, autocast(device, config.precision):
                 shown += show(
-                    whole, roles.tokenizer, held_out or questions, step=update + 1, score=roles.score,
+                    policy_of(whole), roles.tokenizer, held_out or questions, step=update + 1, score=signals,
                     max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed,
                 )  # fmt: skip
         if distributed.any_rank(checkpoints.due()):
-            state = {name: learner.state_dict() for name, learner in learners.items()}
+            state = {name: part.state_dict() for name, part in resumable.items()} | {"curriculum": curriculum}
             state |= {"update": update + 1, "shown": shown, "rows": monitor.rows, "random": rng_state()}
             checkpoints.save(update + 1, state)
 
-    # 13. Write the policy and what is known about it.
+    # 12. Write the policy and what is known about it.
     report = {**final_and_best(monitor.rows, best="score"), "prompts": len(questions), "dropped_prompts": dropped}
     with policy.gathered() as whole:
         if distributed.is_main():
-            save_policy(whole, roles.tokenizer, model)
+            save_policy(merged(policy_of(whole)), roles.tokenizer, model)
             write_jsonl(samples, shown)
             monitor.write_curve(curves)
             write_metrics(metrics, report)
@@ -271,14 +200,50 @@ def _read_prompts(folder: Path, roles: Roles, config: Config, stage: str) -> tup
             f"{folder}/train.jsonl: none of the {dropped} prompts fits {limit} tokens; add prompts, or raise "
             f"{stage}.max_prompt_tokens as far as the model's context allows"
         )
-    if config.minibatch % distributed.world_size():
+    ranks, groups = distributed.world_size(), config.rollouts // config.group_size
+    if config.minibatch % ranks or groups % ranks:
         raise BadInput(
-            f"{stage}.minibatch is {config.minibatch}, wanted a multiple of the {distributed.world_size()} ranks"
+            f"{stage}.minibatch is {config.minibatch} and there are {groups} prompts in an update (rollouts / "
+            f"group_size), wanted multiples of the {ranks} ranks"
         )
     return questions, held_out, dropped
+
+
+def _roles(config: Config, sft: Path, reward: Path, device: torch.device, seed: int) -> Roles:
+    """Only the models that the settings ask for."""
+    return load_roles(
+        sft, reward if "reward_model" in config.rewards else None, device=device, seed=seed, reference=config.reference,
+        value=config.value_model if config.needs_values else "none",
+        lora=Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None,
+    )  # fmt: skip
+
+
+def _signals(config: Config, roles: Roles, reward: Path, base: Path, device: torch.device, stage: str) -> Signals:
+    return build_signals(
+        config.rewards, rule_settings=config.reward_rules, reward_model=roles.reward_model, reward=reward, base=base,
+        combination=config.reward_combination, uncertainty_coef=config.uncertainty_coef,
+        rows=config.micro_batch or config.minibatch, precision=config.precision, device=device, stage=stage,
+    )  # fmt: skip
+
+
+def _mixed_in(config: Config, folder: Path, roles: Roles, device: torch.device, seed: int) -> DemonstrationStream:
+    return DemonstrationStream(
+        folder, roles.tokenizer, max_tokens=roles.room(0), batch=config.ptx_batch, micro_batch=config.micro_batch,
+        seed=seed, device=device,
+    )  # fmt: skip
 
 
 def _kl_controller(config: Config) -> AdaptiveKl | FixedKl:
     if config.kl_controller == "adaptive":
         return AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
     return FixedKl(config.kl_coef)
+
+
+def _values(policy: Engine, value_model: Engine | None, roles: Roles, config: Config, part: Batch) -> Tensor:
+    """Values of the states of a batch: of a model of its own, of the shared trunk, or 0 where nothing needs them."""
+    if value_model is not None:
+        return state_values(value_model, part)
+    if not config.needs_values:
+        return torch.zeros(part.input_ids.shape, device=part.input_ids.device)
+    found = policy_and_values(policy.module, part, temperature=config.temperature, forbidden=roles.forbidden)
+    return found[1]

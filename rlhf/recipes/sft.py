@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf import distributed
+from rlhf.adapters import Lora, adapter_parameters, add_adapter, merged
 from rlhf.batches import plan_run
 from rlhf.checkpoint import Checkpoints, rng_state, set_rng_state
 from rlhf.demonstrations import encode, held_out_loss, to_batch
@@ -80,6 +81,10 @@ class Config:
     """Gradients are scaled down to this norm; 0 means never."""
     precision: str
     """"auto" (bfloat16 on a GPU, float32 on a CPU), "float32" or "bfloat16"."""
+    lora_rank: int
+    """Width of a LoRA adapter, which is then all that is trained and is merged at the end; 0 trains all weights."""
+    lora_alpha: float
+    """Strength of the adapter: its product is multiplied by lora_alpha / lora_rank, above 0."""
     samples: int
     """Held-out prompts that are answered at the end for people to read."""
     max_new_tokens: int
@@ -95,13 +100,16 @@ class Config:
         require_at_least(1, batch_size=self.batch_size, micro_batch=self.micro_batch, max_tokens=self.max_tokens)
         require_at_least(1, layers=self.layers, heads=self.heads, intermediate=self.intermediate, context=self.context)
         require_at_least(1, hidden=self.hidden, max_new_tokens=self.max_new_tokens)
-        require_at_least(0, samples=self.samples, max_grad_norm=self.max_grad_norm)
+        require_at_least(0, samples=self.samples, max_grad_norm=self.max_grad_norm, lora_rank=self.lora_rank)
+        require_above_zero(lora_alpha=self.lora_alpha)
         require_fraction(warmup_fraction=self.warmup_fraction, final_lr_fraction=self.final_lr_fraction)
         require_choice(PRECISIONS, precision=self.precision)
         if not MODEL_NAME.fullmatch(self.base_model):
             raise ValueError(
                 f"base_model is {self.base_model!r}, wanted scratch, the name of a folder in data/base, or owner/name"
             )
+        if self.lora_rank and self.base_model == "scratch":
+            raise ValueError("lora_rank is above 0 but base_model is scratch, wanted a trained model to adapt, or 0")
         if self.hidden % (2 * self.heads):
             raise ValueError(f"hidden is {self.hidden}, wanted a multiple of 2 * heads = {2 * self.heads}")
 
@@ -145,6 +153,8 @@ def main(
         tokenizer, policy = from_scratch(records["train"], shape)
     else:
         tokenizer, policy = from_base(config.base_model, revision=config.revision, base=base, device=choose_device())
+    if config.lora_rank:
+        add_adapter(policy, Lora(config.lora_rank, config.lora_alpha), seed=seed)
     forbidden = forbidden_ids(tokenizer, policy).to(choose_device())
     limit = min(config.max_tokens, context_length(policy) or config.max_tokens)
     data = {split: encode(tokenizer, rows, max_tokens=limit) for split, rows in records.items()}
@@ -201,7 +211,7 @@ def main(
 
     # 4. Measure, sample, save
     report: dict[str, Any] = {
-        "parameters": count_parameters(policy),
+        "parameters": count_parameters(policy) - adapter_parameters(policy),
         "vocabulary": len(tokenizer),
         "updates": len(plan),
         "skipped_updates": engine.skipped,
@@ -217,7 +227,7 @@ def main(
             with autocast(engine.device, config.precision):
                 answers = answer(whole, tokenizer, prompts, forbidden, config, seed)
             write_jsonl(samples, [{"step": len(plan), **row} for row in answers])
-            save_policy(whole, tokenizer, model)
+            save_policy(merged(whole), tokenizer, model)
             monitor.write_curve(curves)
             write_metrics(metrics, report)
     checkpoints.clear()

@@ -12,12 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from rlhf.data import contracts, intake, splits, statistics
+from rlhf.data import contracts, derivation, intake, splits, statistics
 from rlhf.data.detect import Detected
 from rlhf.data.intake import Refused, Row
 from rlhf.data.ledger import FOLDERS, Ledger
 from rlhf.data.raw_files import find_files
-from rlhf.data.records import Record, demonstration
 from rlhf.errors import BadInput
 from rlhf.outputs import write_jsonl, write_metrics
 
@@ -27,14 +26,6 @@ CHUNK = 5000
 """Rows that go through the contracts together."""
 WORST = 3
 """Reasons named when there are too many bad rows."""
-NEEDED: tuple[tuple[str, splits.Split], ...] = (
-    *[(folder, split) for folder in ("demonstrations", "pairs", "prompts") for split in splits.SPLITS],
-    ("judge_pairs", "train"),
-)
-"""Parts without which a later stage could not work."""
-PAIRS = ("pairs", "judge_pairs")
-PROMPT_SOURCES = {"prompts": (), "pairs": PAIRS, "all": (*PAIRS, "demonstrations")}
-"""Folders whose prompts are added to the prompt records, by `prompts_from`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +51,13 @@ class Config:
     max_response_chars: int
     """Longest answer, characters, at least 1."""
     demonstrations_from: Literal["auto", "demonstrations", "chosen"]
-    """Where demonstrations come from; auto: demonstration records, or the chosen answers where there are none."""
+    """Where demonstrations come from; auto: demonstration records, or the best answers where there are none."""
     prompts_from: Literal["auto", "prompts", "pairs", "all"]
-    """Where prompts come from; auto: prompt records, else the prompts of the pairs, else of the demonstrations."""
+    """Where prompts come from; auto: prompt records, else the prompts of pairs and rankings, else of all records."""
     max_demonstrations: int | None
     """Most training demonstrations; null for all."""
     max_pairs: int | None
-    """Most training pairs of the reward model, and of the judge; null for all."""
+    """Most training pairs of the reward model, and of the judge; also most rankings and judgements; null for all."""
     max_prompts: int | None
     """Most training prompts; null for all."""
     max_held_out: int | None
@@ -118,6 +109,9 @@ def main(
     judge_pairs: Path,
     prompts: Path,
     probes: Path,
+    rankings: Path,
+    judge_rankings: Path,
+    judgements: Path,
     quarantine: Path,
     metrics: Path,
 ) -> None:
@@ -128,11 +122,14 @@ def main(
         seed: not used; see the module's text.
         stage: not used; the recipe serves one stage.
         raw: folder of raw files.
-        demonstrations: folder to write; like the next four it gets train.jsonl, dev.jsonl and test.jsonl.
+        demonstrations: folder to write; like the next seven it gets train.jsonl, dev.jsonl and test.jsonl.
         pairs: the same, for the reward model and DPO.
         judge_pairs: the same, for the judge; its dev and test are those of `pairs`.
-        prompts: the same.
+        prompts: the same, and unlike.jsonl, of prompts that are marked as unlike all others and never trained on.
         probes: the same; all probes are in test.
+        rankings: the same, for the reward model; may hold nothing but empty files.
+        judge_rankings: the same, for the judge; its dev and test are those of `rankings`.
+        judgements: the same; may hold nothing but empty files.
         quarantine: file to write, one refused row (or one of several failures of it) a line.
         metrics: file to write.
 
@@ -141,7 +138,8 @@ def main(
     """
     # 1. which files, in which formats: refused here before anything is read whole
     files = intake.formats(find_files(raw, config.files), config.formats)
-    where = dict(zip(FOLDERS, (demonstrations, pairs, judge_pairs, prompts, probes), strict=True))
+    paths = (demonstrations, pairs, judge_pairs, prompts, probes, rankings, judge_rankings, judgements)
+    where = dict(zip(FOLDERS, paths, strict=True))
     split_of = partial(
         splits.split_of, seed=config.split_seed, test_fraction=config.test_fraction, dev_fraction=config.dev_fraction
     )
@@ -152,13 +150,17 @@ def main(
         write_jsonl(quarantine, map(Refused._asdict, tally.refused))
         _refuse_too_many(config, tally, quarantine)
         # 3. decisions that need the whole
+        derivation.derive_pairs(ledger)
         contradictions = ledger.drop_contradictions()
-        _derive(config, ledger)
-        _limit(config, ledger)
-        not_held_out = ledger.drop_known_probes()
+        derivation.derive_the_rest(
+            ledger, demonstrations_from=config.demonstrations_from, prompts_from=config.prompts_from
+        )
+        derivation.limit(ledger, _training_limits(config), config.max_held_out)
+        not_held_out, not_unlike = ledger.drop_known_probes(), ledger.drop_known_unlike()
+        judged = ledger.drop_judged_by_judge()
         # 4. write
-        write_jsonl(quarantine, map(Refused._asdict, [*tally.refused, *contradictions, *not_held_out]))
-        _refuse_empty(ledger)
+        write_jsonl(quarantine, map(Refused._asdict, [*tally.refused, *contradictions, *not_held_out, *not_unlike]))
+        derivation.refuse_empty(ledger)
         counts = {folder: ledger.write(folder, where[folder]) for folder in FOLDERS}
         bad = len(tally.first_failures())
         figures = {
@@ -169,12 +171,15 @@ def main(
                 "duplicates": tally.duplicates,
                 "contradictory": len(contradictions),
                 "probes_not_held_out": len(not_held_out),
+                "prompts_not_unlike": len(not_unlike),
+                "judgements_on_judge_prompts": judged,
                 "repeated_ids": ledger.repeated_ids,
             },
             "refused": dict(sorted(tally.by_reason().items())),
             "kept": counts,
             "prompts_in_two_splits": statistics.shared_prompts(ledger),
             "pairs": statistics.describe_pairs(list(ledger.pairs())),
+            **statistics.describe_verdicts(ledger),
             "mean_chars": statistics.mean_lengths(ledger),
         }
     write_metrics(metrics, figures)
@@ -216,52 +221,13 @@ def _refuse_too_many(config: Config, tally: Tally, quarantine: Path) -> None:
     )
 
 
-def _derive(config: Config, ledger: Ledger) -> None:
-    """Take demonstrations from pairs and prompts from pairs or demonstrations, as the settings say."""
-
-    def there_are(folder: str) -> bool:
-        return any(ledger.parts[folder, split].kept() for split in splits.SPLITS)
-
-    demonstrations_from = config.demonstrations_from
-    if demonstrations_from == "auto":
-        demonstrations_from = "demonstrations" if there_are("demonstrations") else "chosen"
-    if demonstrations_from == "chosen":
-        ledger.discard("demonstrations")
-        for folder in PAIRS:
-            ledger.derive("demonstration", folder, _chosen)
-
-    prompts_from = config.prompts_from
-    if prompts_from == "auto":
-        prompts_from = "prompts" if there_are("prompts") else "pairs" if there_are("pairs") else "all"
-    if prompts_from == "pairs":
-        ledger.discard("prompts")
-    for folder in PROMPT_SOURCES[prompts_from]:
-        ledger.derive("prompt", folder, lambda record: {"prompt": record["prompt"]})
-
-
-def _chosen(pair: Record) -> Record | None:
-    """The better answer as a demonstration; of a tie neither is."""
-    return demonstration(pair["prompt"], pair["chosen"]) if pair["label"] > 0.5 else None
-
-
-def _limit(config: Config, ledger: Ledger) -> None:
-    training = {
+def _training_limits(config: Config) -> dict[str, int | None]:
+    return {
         "demonstrations": config.max_demonstrations,
         "pairs": config.max_pairs,
         "judge_pairs": config.max_pairs,
         "prompts": config.max_prompts,
+        "rankings": config.max_pairs,
+        "judge_rankings": config.max_pairs,
+        "judgements": config.max_pairs,
     }
-    for folder, most in training.items():
-        ledger.limit(folder, "train", most)
-        ledger.limit(folder, "dev", config.max_held_out)
-        ledger.limit(folder, "test", config.max_held_out)
-
-
-def _refuse_empty(ledger: Ledger) -> None:
-    for folder, split in NEEDED:
-        if not ledger.parts[folder, split].kept():
-            there = ", ".join(f"{len(ledger.parts[name, 'train'].kept())} {name}" for name in FOLDERS[:4])
-            raise BadInput(
-                f"no record is left for {folder}/{split} (training has {there}); add data to validate.files, "
-                "or change the fractions or the sources of demonstrations and prompts in params.yaml"
-            )

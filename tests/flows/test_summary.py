@@ -89,6 +89,34 @@ def test_the_artifact_shows_the_newest_samples(tmp_path: Path, outcome: Outcome)
     assert max(map(len, text.splitlines())) < 500
 
 
+def test_verdicts_and_advice_reach_every_form(tmp_path: Path, outcome: Outcome) -> None:
+    block = {"ppo": {"kl": 2.6, "kl_low": 0.5, "kl_high": 3.5, "over_optimised": 0.0}}
+    write(tmp_path, "evaluate", {**EVALUATION, "marks": block})
+    write(tmp_path, "sft", {"skipped_updates": 2})
+    (tmp_path / "params.yaml").write_text("ppo: {gamma: 0.5}\n")
+    document = collect(tmp_path, outcome)
+    assert [mark["name"] for mark in document["marks"]] == ["ppo.kl", "ppo.over_optimised", "skipped"]
+    assert [advice["key"] for advice in document["advice"]] == ["ppo.gamma"]
+    json.dumps(document)
+    sentences = [mark["sentence"] for mark in document["marks"]]
+    assert sentences[0] == "KL of ppo 2.6 nats per response: inside the band 0.5 to 3.5"
+    assert "\n".join(sentences) in as_text(document)
+    artifact = as_markdown(document, tmp_path)
+    assert "\n".join(f"- {sentence}" for sentence in sentences) in artifact
+    assert "- ppo.gamma is 0.5, below the 0.99 to 1 recommended" in artifact
+
+
+def test_numbers_of_a_stage_that_this_run_did_not_reach_are_not_judged(tmp_path: Path, outcome: Outcome) -> None:
+    write(tmp_path, "evaluate", {"marks": {"ppo": {"over_optimised": 1.0}}})
+    del outcome.results["evaluate"]
+    assert [mark["name"] for mark in collect(tmp_path, outcome)["marks"]] == []
+
+
+def test_settings_that_were_spoilt_during_the_run_do_not_spoil_its_report(tmp_path: Path, outcome: Outcome) -> None:
+    (tmp_path / "params.yaml").write_text("ppo: [\n")
+    assert collect(tmp_path, outcome)["advice"] == []
+
+
 def test_a_failure_is_told_with_what_was_not_reached(tmp_path: Path) -> None:
     failure = Failure(stage="sft", exit_code=2, sentence="data: empty", kind="bad_input")
     outcome = Outcome(order=("sft", "reward"), failures={"sft": failure})

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.advantages import full_return, gae, group_relative, leave_one_out, rewards_to_go, shape_rewards
+from rlhf.advantages import (
+    all_equal,
+    full_return,
+    gae,
+    group_relative,
+    in_groups,
+    leave_one_out,
+    overlong_price,
+    rewards_to_go,
+    shape_rewards,
+)
+from rlhf.kl import kl_k2, kl_k3
 
 ATOL = 1e-6
 # A prompt token, three response tokens with a hole (a tool's token, say) between them, and a pad.
@@ -185,3 +196,50 @@ def test_bad_shapes_and_numbers_are_refused() -> None:
         leave_one_out(torch.zeros(2, 1))
     with pytest.raises(ValueError, match="has no True position"):
         shape_rewards(torch.zeros(1), REWARDS, VALUES, torch.zeros_like(MASK), kl_coef=0.1)
+
+
+def test_equal_scores_that_round_badly_leave_nothing_to_any_group_method() -> None:
+    scores = torch.full((2, 7), 0.1)
+    assert leave_one_out(scores).tolist() == [[0] * 7] * 2
+    assert all_equal(torch.tensor([[1.0, 1.0], [1.0, 2.0]])).tolist() == [True, False]
+
+
+def test_groups_are_found_by_place() -> None:
+    # In the order of asking: 1, 2 | 5, 9. Each less the mean of its group: -0.5, 0.5 | -2, 2.
+    scores, place = torch.tensor([9.0, 1.0, 5.0, 2.0]), torch.tensor([3, 0, 2, 1])
+
+    def centred(groups: Tensor) -> Tensor:
+        return group_relative(groups, divide_by_std=False)
+
+    assert in_groups(centred, scores, place, size=2).tolist() == [2, -0.5, -2, 0.5]
+    order = torch.tensor([2, 0, 3, 1])
+    assert in_groups(centred, scores[order], place[order], size=2).tolist() == [-2, 2, 0.5, -0.5]
+    assert in_groups(lambda groups: groups, scores, place, size=4).tolist() == scores.tolist()
+
+
+def test_groups_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scores has shape \(3,\) but groups of 2"):
+        in_groups(lambda groups: groups, torch.zeros(3), torch.arange(3), size=2)
+    with pytest.raises(ValueError, match="place has shape"):
+        in_groups(lambda groups: groups, torch.zeros(4), torch.arange(3), size=2)
+
+
+def test_the_price_of_length_by_hand() -> None:
+    # Longest 10, buffer 4: nothing up to 6, half of it at 8, all of it at 10.
+    price = overlong_price(torch.tensor([1, 6, 7, 8, 10]), longest=10, buffer=4, penalty=2.0)
+    assert price.tolist() == pytest.approx([0, 0, 0.5, 1.0, 2.0], abs=ATOL)
+    assert overlong_price(torch.tensor([9, 10]), longest=10, buffer=1, penalty=1.0).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="buffer is 11 but must lie between 1 and longest = 10"):
+        overlong_price(torch.tensor([1]), longest=10, buffer=11, penalty=1.0)
+    with pytest.raises(ValueError, match="buffer is 0"):
+        overlong_price(torch.tensor([1]), longest=10, buffer=0, penalty=1.0)
+
+
+def test_other_estimators_can_be_charged() -> None:
+    logprobs, ref_logprobs = torch.full((1, 6), -1.0), torch.full((1, 6), -2.0)
+    score = torch.zeros(1)
+    # One nat apart: k2 = 1/2, k3 = e^-1 - 1 + 1
+    for estimator, wanted in ((kl_k2, 0.5), (kl_k3, math.exp(-1))):
+        rewards = shape_rewards(score, logprobs, ref_logprobs, MASK, kl_coef=2.0, estimator=estimator)
+        assert rewards[MASK].tolist() == pytest.approx([-2 * wanted] * 3, abs=ATOL)
+        assert bool((rewards[~MASK] == 0).all())

@@ -119,3 +119,18 @@ def test_old_keys_are_pruned_and_the_current_one_is_kept(keyed: Path) -> None:
     prune("sft", "k1", keep=2)
     assert (keyed.parent / "k1").is_dir()
     assert len(list(keyed.parent.iterdir())) == 2
+
+
+def test_a_path_with_a_parameter_in_it_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {ppo: {cmd: x, deps: ['models/${ppo.start_from}'], params: [ppo]}}", encoding="utf-8"
+    )
+    for name in ("sft", "dpo"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "weights").write_text(name, encoding="utf-8")
+    params = {"ppo": {"start_from": "sft"}}
+    key = stage_key("ppo", [], params, tmp_path)
+    (tmp_path / "models/dpo/weights").write_text("other", encoding="utf-8")
+    assert key == stage_key("ppo", [], params, tmp_path)
+    (tmp_path / "models/sft/weights").write_text("other", encoding="utf-8")
+    assert key != stage_key("ppo", [], params, tmp_path)

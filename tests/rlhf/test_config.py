@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
@@ -66,6 +66,18 @@ def test_missing_keys_and_sections_are_named() -> None:
         load_section({"x": GOOD}, "y", Config)
     with pytest.raises(BadInput, match="x is 3"):
         load_section({"x": 3}, "x", Config)
+
+
+def test_a_key_that_must_not_exist_is_refused_with_its_reason() -> None:
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Strict:
+        REFUSED: ClassVar[dict[str, str]] = {"speed": "it breaks things; remove it"}
+        rules: dict[str, Any]
+
+    given = {"a": {"b": [1, None]}, "c": "text"}
+    assert load_section({"x": {"rules": given}}, "x", Strict).rules == given
+    with pytest.raises(BadInput, match=r"params.yaml: x.speed is refused: it breaks things; remove it"):
+        load_section({"x": {"rules": {}, "speed": 3}}, "x", Strict)
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

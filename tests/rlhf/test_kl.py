@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import rlhf.logprobs
-from rlhf.kl import AdaptiveKl, FixedKl, full_kl, kl_k1, kl_k2, kl_k3
+from rlhf.kl import AdaptiveKl, FixedKl, StepKl, full_kl, kl_k1, kl_k2, kl_k3
 
 ATOL = 1e-6
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
@@ -176,3 +176,43 @@ def test_bad_numbers_are_refused() -> None:
         AdaptiveKl(0.0, target=1.0, horizon=1.0)
     with pytest.raises(ValueError, match="measured KL is nan"):
         AdaptiveKl(0.1, target=1.0, horizon=1.0).update(math.nan, 1)
+
+
+def test_the_price_of_an_update_doubles_and_halves_around_its_target() -> None:
+    price = StepKl(1.0, 0.03)
+    # Above 0.045 it doubles, below 0.02 it halves, between them it rests.
+    for kl, wanted in ((0.046, 2.0), (0.044, 2.0), (0.021, 2.0), (0.019, 1.0), (0.0, 0.5)):
+        price.update(kl)
+        assert price.coef == wanted, kl
+
+
+def test_the_price_of_an_update_stays_within_reach() -> None:
+    price = StepKl(1.0, 0.03)
+    for _ in range(100):
+        price.update(0.0)
+    assert price.coef == 1e-6
+    for _ in range(100):
+        price.update(1.0)
+    assert price.coef == 1e6
+
+
+def test_the_price_of_an_update_continues_from_its_state_and_rests_without_a_target() -> None:
+    price = StepKl(1.0, 0.03)
+    price.update(1.0)
+    again = StepKl(1.0, 0.03)
+    again.load_state_dict(price.state_dict())
+    assert again.coef == 2.0
+    fixed = StepKl(0.5, None)
+    fixed.update(math.nan)
+    assert fixed.coef == 0.5
+
+
+def test_bad_prices_of_an_update_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"coef 0\.0 and target 0\.1 must both be positive"):
+        StepKl(0.0, 0.1)
+    with pytest.raises(ValueError, match="target 0 must both"):
+        StepKl(1.0, 0)
+    with pytest.raises(ValueError, match="measured KL of the update is nan"):
+        StepKl(1.0, 0.1).update(math.nan)
+    with pytest.raises(ValueError, match="coef is -1"):
+        StepKl(-1, None)

@@ -1,6 +1,7 @@
 """The head is run alone only where that gives the model's own logits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import peft
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from rlhf.adapters import Lora, add_adapter
 from rlhf.lm_head import response_rows, runs_head_alone
 
 SIZES = {
@@ -39,9 +41,9 @@ class Batch:
     response_mask: Tensor
 
 
-def make(config: PretrainedConfig) -> torch.nn.Module:
+def make(config: PretrainedConfig) -> Any:
     torch.manual_seed(0)
-    model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
 
 
@@ -85,7 +87,7 @@ def test_rows_lead_to_the_logits_that_predict_each_response_token(name: str) -> 
     model, batch = make((PLAIN | OTHER)[name]), make_batch()
     with torch.no_grad():
         logits = model(input_ids=batch.input_ids).logits
-        rows, to_logits, vocabulary = response_rows(model, batch)
+        rows, to_logits, vocabulary, _ = response_rows(model, batch)
         # Tokens (0, 1), (0, 2) and (1, 3) are predicted at (0, 0), (0, 1) and (1, 2).
         wanted = torch.stack([logits[0, 0], logits[0, 1], logits[1, 2]])
         assert vocabulary == 19
@@ -94,11 +96,33 @@ def test_rows_lead_to_the_logits_that_predict_each_response_token(name: str) -> 
 
 # peft 0.21 asks transformers 5 for an attribute under its old name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_an_adapted_model_falls_back() -> None:
+def test_an_adapter_around_the_model_falls_back() -> None:
     model = peft.get_peft_model(make(PLAIN["llama"]), peft.LoraConfig(target_modules=["q_proj"], r=2))
     assert not runs_head_alone(model)
     with torch.no_grad():
         assert response_rows(model, make_batch()).rows.shape == (3, 19)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_adapter_inside_the_model_keeps_the_head_alone(name: str) -> None:
+    plain, adapted = make(PLAIN[name]), add_adapter(make(PLAIN[name]), Lora(rank=2, alpha=4.0), seed=0)
+    assert runs_head_alone(adapted)
+    with torch.no_grad():
+        wanted, found = response_rows(plain, make_batch()), response_rows(adapted, make_batch())
+    assert found.rows.shape == (3, 16)
+    # The adapter is 0 at the start, so all bits are those of the plain model.
+    assert torch.equal(found.to_logits(found.rows), wanted.to_logits(wanted.rows))
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "cohere", "granite"])
+def test_hidden_states_are_those_of_the_trunk(name: str) -> None:
+    model, batch = make((PLAIN | OTHER)[name]), make_batch()
+    with torch.no_grad():
+        trunk = model.base_model(input_ids=batch.input_ids).last_hidden_state
+        states = response_rows(model, batch, with_states=True).states
+    wanted = torch.stack([trunk[0, 0], trunk[0, 1], trunk[1, 2]])
+    assert states is not None
+    assert torch.allclose(states, wanted, atol=1e-6)
 
 
 def test_bad_batches_are_refused() -> None:

@@ -6,7 +6,7 @@ import torch
 from rlhf.batches import collate
 from rlhf.logprobs import response_logprobs
 from rlhf.models import forbidden_ids, load_policy
-from rlhf.pair_logprobs import all_pair_logprobs, pair_logprobs
+from rlhf.pair_logprobs import Answer, all_answer_logprobs, all_pair_logprobs, answer_logprobs, pair_logprobs
 from rlhf.preferences import Pair
 from rlhf.tokenizer import load_tokenizer
 from tests.rlhf.recipes import tiny_models as tiny
@@ -53,3 +53,19 @@ def test_the_pass_over_a_data_set_keeps_its_order(policy, forbidden, rows):
 
 def test_no_pairs_give_an_empty_table(policy, forbidden):
     assert all_pair_logprobs(policy, [], forbidden, pad_id=0, rows=4, precision="float32").shape == (0, 2)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_single_answers_are_the_sides_of_pairs(policy, forbidden, rows):
+    answers = [Answer(pair.prompt, pair.rejected) for pair in PAIRS]
+    _, rejected = pair_logprobs(policy, PAIRS, forbidden, pad_id=0)
+    found = all_answer_logprobs(policy, answers, forbidden, pad_id=0, rows=rows, precision="float32")
+    assert torch.allclose(found, rejected.detach(), atol=ATOL)
+    assert not found.requires_grad
+    assert answer_logprobs(policy, answers, forbidden, pad_id=0).requires_grad
+    assert all_answer_logprobs(policy, [], forbidden, pad_id=0, rows=rows, precision="float32").shape == (0,)
+
+
+def test_an_answer_without_a_token_costs_nothing(policy, forbidden):
+    answers = [Answer([10, 11], []), Answer([12], [9])]
+    assert answer_logprobs(policy, answers, forbidden, pad_id=0)[0].item() == 0

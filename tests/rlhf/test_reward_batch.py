@@ -3,10 +3,11 @@ import torch
 
 from rlhf.engine import prepare
 from rlhf.losses.bradley_terry import bradley_terry_loss
+from rlhf.losses.rankings import plackett_luce_loss, ranking_pair_loss
 from rlhf.losses.replaced_tokens import replaced_token_loss
 from rlhf.models import build_policy, save_policy
-from rlhf.preferences import encode_pairs
-from rlhf.reward_batch import Example, losses, with_swaps
+from rlhf.preferences import Ranking, encode_pairs
+from rlhf.reward_batch import Example, judged_tokens, losses, with_swaps
 from rlhf.reward_model import RewardModel
 from rlhf.token_swaps import Swapped
 from rlhf.tokenizer import train_tokenizer
@@ -110,3 +111,78 @@ def test_swaps_do_not_depend_on_ranks(parts, monkeypatch):
         monkeypatch.setenv("RANK", rank)
         shares.append(swaps(parts, rows, share=0.6))
     assert shares == [whole[0::2], whole[1::2]]
+
+
+def ranking(pairs, number, ranks=(1, 2, 2), scores=(0.0, 0.0, 0.0)):
+    """Three answers to the prompt of a pair, the third a piece of the first."""
+    pair = pairs[number]
+    return Ranking(pair.prompt, [pair.chosen, pair.rejected, pair.chosen[1:]], list(ranks), list(scores))
+
+
+def raw(parts, prompt, response):
+    ids = torch.tensor([[*prompt, *response]])
+    return parts[3].module.token_scores(ids, torch.ones_like(ids, dtype=torch.bool))[0, len(prompt) :].mean()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "plackett_luce"])
+def test_a_ranking_beside_a_pair_equals_its_formula(parts, kind):
+    pairs = parts[2]
+    row = ranking(pairs, 2)
+    found, swap = run(parts, [row, Example(pairs[1], hand_made(pairs[1]))], ranking_loss=kind, tokens=4.0)
+    alone, alone_swap = run(parts, [Example(pairs[1], hand_made(pairs[1]))], pairs=2, tokens=4.0)
+    scores = torch.stack([raw(parts, row.prompt, response) for response in row.responses])[None]
+    inputs = (scores, torch.tensor([row.ranks]), torch.ones(1, 3, dtype=torch.bool))
+    settings = {"centering": 0.01, "total_rankings": 2}
+    if kind == "pairs":
+        other = ranking_pair_loss(*inputs, strengths=None, **settings)
+    else:
+        other = plackett_luce_loss(*inputs, **settings)
+    torch.testing.assert_close(found.loss, alone.loss + other.loss, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.margin, alone.margin + other.margin, atol=1e-6, rtol=0)
+    # two elements: the mean of their two accuracies
+    torch.testing.assert_close(found.accuracy, (alone.accuracy + other.accuracy) / 2)
+    torch.testing.assert_close(swap.loss, alone_swap.loss, atol=1e-6, rtol=0)
+
+
+def test_a_ranking_of_two_is_the_pair_itself(parts):
+    pair = parts[2][1]._replace(gap=2.0)
+    row = Ranking(pair.prompt, [pair.rejected, pair.chosen], [2, 1], [1.0, 3.0])
+    one, _ = run(parts, [Example(pair, None)], tokens=1.0, margin_coef=0.3)
+    other, _ = run(parts, [row], tokens=1.0, margin_coef=0.3)
+    torch.testing.assert_close(other.loss, one.loss, atol=1e-6, rtol=0)
+    assert other.accuracy == one.accuracy
+
+
+def test_margins_are_the_gap_times_their_price(parts):
+    pair = parts[2][1]._replace(gap=2.0)
+    scores = [raw(parts, pair.prompt, side)[None] for side in (pair.chosen, pair.rejected)]
+    found, _ = run(parts, [Example(pair, None)], tokens=1.0, margin_coef=0.25)
+    expected = bradley_terry_loss(*scores, torch.ones(1), margin=torch.tensor([0.5]), centering=0.01)
+    torch.testing.assert_close(found.loss, expected.loss, atol=1e-6, rtol=0)
+    unpriced, _ = run(parts, [Example(pair, None)], tokens=1.0)
+    ungapped, _ = run(parts, [Example(parts[2][1], None)], tokens=1.0, margin_coef=0.25)
+    assert torch.equal(unpriced.loss, ungapped.loss)
+
+
+def test_micro_batches_of_pairs_and_rankings_add_up(parts):
+    pairs = parts[2]
+    rows = [
+        Example(pairs[1], hand_made(pairs[1])),
+        ranking(pairs, 2),
+        ranking(pairs, 3, (1, 1, 1)),
+        Example(pairs[0], None),
+    ]
+    total = float(judged_tokens(rows))
+    whole = run(parts, rows, tokens=total, margin_coef=0.1)
+    split = [run(parts, part, pairs=4, tokens=total, margin_coef=0.1) for part in (rows[:1], rows[1:3], rows[3:])]
+    for index in (0, 1):
+        torch.testing.assert_close(sum(part[index].loss for part in split), whole[index].loss, atol=1e-6, rtol=0)
+
+
+def test_rankings_get_no_swap_and_pairs_keep_theirs(parts):
+    tokenizer, policy, pairs, _ = parts
+    mixed = [ranking(pairs, 0), pairs[4], ranking(pairs, 1), pairs[5]]
+    found = with_swaps(mixed, [0, 1, 2, 3], policy, tokenizer, share=1.0, seed=3)
+    assert [found[0], found[2]] == [mixed[0], mixed[2]]
+    assert all(isinstance(found[row], Example) and found[row].swapped is not None for row in (1, 3))
+    assert judged_tokens(found) == found[1].judged + found[3].judged

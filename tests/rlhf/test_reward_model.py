@@ -48,6 +48,15 @@ def test_head_starts_small_and_without_bias(sft):
     assert head.bias.tolist() == [0.0]
 
 
+def test_head_weights_are_normal_with_variance_one_over_width_plus_one(sft):
+    # 40 heads of 64 weights: the root mean square of 2560 draws is within 3 / sqrt(2 * 2560) = 4.2 % of 1 / sqrt(65)
+    torch.manual_seed(0)
+    weights = torch.cat([RewardModel.from_policy(sft, pooling="mean").head.weight.detach()[0] for _ in range(40)])
+    assert float((weights**2).mean().sqrt()) == pytest.approx(1 / 65**0.5, rel=0.042)
+    # a uniform distribution of that variance would end at 1.73 standard deviations; a normal one has 4.6 % beyond 2
+    assert 0.03 < float((weights.abs() * 65**0.5 > 2).double().mean()) < 0.06
+
+
 def test_the_trunk_is_the_policys(sft, tokenizer):
     policy = AutoModelForTokenClassification.from_pretrained(sft, num_labels=1)
     model = make(sft, "mean")
@@ -111,13 +120,22 @@ def test_scaling_the_head_scales_token_scores(sft, batch):
     torch.testing.assert_close(model.token_scores(batch.input_ids, batch.attention_mask), 0.1 * before)
 
 
-def test_reload_gives_the_same_scores_head_and_normaliser_included(sft, tokenizer, batch, tmp_path):
-    model = make(sft, "sum", 0.5)
-    model.mean, model.std = 0.25, 1.5
+@pytest.mark.parametrize("pooling", ["last", "mean", "sum"])
+def test_reload_gives_the_same_scores_head_and_normaliser_included(sft, tokenizer, batch, tmp_path, pooling):
+    model = make(sft, pooling, 0.5)
+    # numbers without a short decimal: nothing may be rounded on the way
+    model.mean, model.std = 1 / 3, 10 / 7
+    with torch.no_grad():
+        model.head.bias.fill_(0.1)
     model.save(tmp_path, tokenizer)
     again = RewardModel.load(tmp_path, device="cpu")
     assert torch.equal(score(again, batch), score(model, batch))
-    assert (again.pooling, again.scale, again.mean, again.std) == ("sum", 0.5, 0.25, 1.5)
+    assert torch.equal(again.normalised(score(again, batch)), model.normalised(score(model, batch)))
+    assert (again.pooling, again.scale, again.mean, again.std) == (pooling, 0.5, 1 / 3, 10 / 7)
+    # and once more: saving what was loaded changes no byte
+    again.save(tmp_path / "again", tokenizer)
+    for name in ("model.safetensors", "config.json", "reward.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_the_folder_loads_with_plain_transformers(sft, tokenizer, batch, tmp_path):

@@ -9,7 +9,15 @@ from rlhf.batches import collate
 from rlhf.masking import masked_whiten
 from rlhf.models import build_policy, forbidden_ids
 from rlhf.reference import Comparison
-from rlhf.rollout import Rollout, describe, sample_responses, score_responses, state_values, whiten_globally
+from rlhf.rollout import (
+    Rollout,
+    describe,
+    finish_scores,
+    sample_responses,
+    spread_globally,
+    state_values,
+    whiten_globally,
+)
 from rlhf.streams import random_source
 from rlhf.tokenizer import stop_ids, train_tokenizer
 
@@ -36,13 +44,17 @@ def sample(policy, tokenizer, seed=0, max_new_tokens=6):
 
 
 def test_sampled_rows_lie_by_length_and_keep_their_log_probabilities(policy, tokenizer):
-    _, (batch, captured, ended) = sample(policy, tokenizer)
+    prompts, (batch, captured, ended, place) = sample(policy, tokenizer)
     lengths = batch.attention_mask.sum(dim=1).tolist()
     assert lengths == sorted(lengths)
     assert batch.response_mask.sum(dim=1).max() <= 6
     assert (captured[batch.response_mask] < 0).all()
     assert (captured[~batch.response_mask] == 0).all()
     assert ended.shape == (4,)
+    assert sorted(place.tolist()) == [0, 1, 2, 3]
+    for row, at in enumerate(place.tolist()):
+        prompt = batch.input_ids[row][batch.attention_mask[row] & ~batch.response_mask[row]]
+        assert prompt.tolist() == prompts[at]
 
 
 def test_equal_sources_give_equal_samples_and_others_do_not(policy, tokenizer):
@@ -55,29 +67,18 @@ def test_equal_sources_give_equal_samples_and_others_do_not(policy, tokenizer):
     )
 
 
-@pytest.fixture
-def three():
-    return collate([[10], [11], [12]], [[5], [5, 5], [5, 5, 5]], pad_id=0)
+def finished(ended, **settings):
+    return finish_scores(torch.tensor([1.0, 4.0, -3.0]), torch.tensor(ended), **settings).tolist()
 
 
-def score_three(three, ended, **settings):
-    """The rows begin with 10, 11 and 12 and score 1, 4 and -3."""
-
-    def score(batch):
-        return torch.tensor([1.0, 4.0, -3.0])[batch.input_ids[:, 0] - 10]
-
-    return score_responses(score, three, torch.tensor(ended), rows=2, **settings).tolist()
-
-
-def test_a_cut_response_gets_the_penalty_whatever_it_scores(three):
+def test_a_cut_response_gets_the_penalty_whatever_it_scores():
     # Replaced by -1.5, not lowered to 4 - 1.5.
-    scores = score_three(three, [True, False, True], missing_eos_penalty=1.5, reward_clip=None)
-    assert scores == [1.0, -1.5, -3.0]
+    assert finished([True, False, True], missing_eos_penalty=1.5, reward_clip=None) == [1.0, -1.5, -3.0]
 
 
-def test_scores_are_clipped_and_the_penalty_is_not(three):
-    assert score_three(three, [True, True, True], missing_eos_penalty=1.0, reward_clip=2.0) == [1.0, 2.0, -2.0]
-    assert score_three(three, [True, False, True], missing_eos_penalty=9.0, reward_clip=2.0) == [1.0, -9.0, -2.0]
+def test_scores_are_clipped_and_the_penalty_is_not():
+    assert finished([True, True, True], missing_eos_penalty=1.0, reward_clip=2.0) == [1.0, 2.0, -2.0]
+    assert finished([True, False, True], missing_eos_penalty=9.0, reward_clip=2.0) == [1.0, -9.0, -2.0]
 
 
 def test_the_value_of_a_token_is_read_one_position_earlier():
@@ -119,6 +120,29 @@ def test_parts_hold_every_row_once_in_order():
     assert {field.name for field in dataclasses.fields(Rollout)} >= {"batch", "logprobs", "values", "returns"}
 
 
+def test_what_a_rollout_may_lack_is_taken_along_where_it_is_there():
+    whole = rollout()
+    assert whole.take([0]).ref_logprobs is None
+    assert torch.equal(whole.policy_mask, whole.batch.response_mask)
+    mask = whole.batch.response_mask & torch.tensor([[True], [False]])
+    part = dataclasses.replace(whole, ref_logprobs=whole.logprobs - 1, learn_mask=mask).take([0])
+    assert part.ref_logprobs.tolist() == [[-1, 0]]
+    assert part.policy_mask.tolist() == [[False, True]]
+
+
+def test_the_spread_of_advantages_by_hand():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    # 1, 2, 6: mean 3, squares 4 + 1 + 9
+    spread = spread_globally(torch.tensor([[1.0, 2.0, torch.nan], [6.0, torch.inf, 0.0]]), mask)
+    assert spread == pytest.approx((14 / 3) ** 0.5)
+    assert spread_globally(torch.ones(2, 3), ~mask & mask) == 0
+
+
+def test_where_no_token_is_left_whitened_advantages_are_zero():
+    nowhere = torch.zeros(2, 3, dtype=torch.bool)
+    assert whiten_globally(torch.full((2, 3), torch.nan), nowhere).tolist() == [[0.0] * 3] * 2
+
+
 def test_on_one_rank_whitening_is_the_plain_one():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     advantages = torch.tensor([[1.0, 2.0, torch.nan], [6.0, torch.inf, 0.0]])
@@ -151,6 +175,7 @@ def test_descriptions_are_means_over_responses_or_over_their_tokens():
     found = describe(
         old, batch, logprobs + 0.1 * mask.float(), rewards=torch.tensor([[0.0, 1.0, 0.0], [0.0, 2.0, 3.0]]),
         scores=torch.tensor([1.0, 4.0]), ended=torch.tensor([True, False]), values=kl, returns=kl,
+        signals={"length": torch.tensor([1.0, 2.0])},
     )  # fmt: skip
     expected = {
         "reward": 3.0,  # (1 + 5) / 2
@@ -162,5 +187,16 @@ def test_descriptions_are_means_over_responses_or_over_their_tokens():
         "end_rate": 0.5,
         "explained_variance": 1.0,
         "sampler_gap": 0.1,
+        "reward_length": 1.5,
     }
     assert found == pytest.approx(expected, abs=ATOL)
+
+
+def test_without_values_nothing_is_said_of_them():
+    batch = collate([[10]], [[5]], pad_id=0)
+    zero = torch.zeros(1, 2)
+    old = Comparison(logprobs=zero, ref_logprobs=zero, entropy=zero, kl=zero)
+    found = describe(
+        old, batch, zero, rewards=zero, scores=torch.zeros(1), ended=torch.tensor([True]), values=None, returns=zero
+    )
+    assert "explained_variance" not in found

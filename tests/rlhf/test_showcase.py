@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlhf.rewards.signals import Signals
 from rlhf.roles import load_roles
 from rlhf.showcase import SHOWN, read_questions, show
 from tests.rlhf.recipes import tiny_models as tiny
@@ -42,12 +43,30 @@ def test_the_first_questions_are_answered_and_answered_alike(roles, questions):
     assert all("<|" not in row["response"] for row in rows)
 
 
+def shown(roles, questions, score):
+    return show(
+        roles.policy, roles.tokenizer, questions, step=1, max_new_tokens=8, temperature=1.0, seed=1, score=score
+    )
+
+
 def test_rewards_are_written_when_somebody_scores(roles, questions):
-    rows = show(
-        roles.policy, roles.tokenizer, questions, step=1, max_new_tokens=8, temperature=1.0, seed=1,
-        score=roles.score,
-    )  # fmt: skip
-    assert all(isinstance(row["reward"], float) for row in rows)
+    rows = shown(roles, questions, Signals({"size": 0.5}, functions={"size": lambda answer: len(answer.text)}))
+    assert [row["reward"] for row in rows] == [len(row["response"]) / 2 for row in rows]
+    assert "rewards" not in rows[0]
+
+
+def test_several_signals_are_written_by_name(roles, questions):
+    functions = {"size": lambda answer: len(answer.text), "ended": lambda answer: float(answer.ended)}
+    for row in shown(roles, questions, Signals({"size": 1.0, "ended": 2.0}, functions=functions)):
+        assert row["rewards"] == {"size": len(row["response"]), "ended": float(row["ended"])}
+        assert row["reward"] == len(row["response"]) + 2 * row["ended"]
+
+
+def test_a_question_keeps_what_its_record_says(roles, tmp_path):
+    prompt = [{"role": "user", "content": "tree"}]
+    tiny.write_rows(tmp_path / "rows.jsonl", [{"prompt": prompt, "meta": {"answer": "3"}}, {"prompt": prompt}])
+    found, _ = read_questions(tmp_path / "rows.jsonl", roles.tokenizer, max_tokens=99)
+    assert [question.meta for question in found] == [{"answer": "3"}, {}]
 
 
 def test_no_questions_no_rows(roles):

@@ -46,11 +46,13 @@ def test_only_leftovers_in_tmp_go(project: Path, capsys: pytest.CaptureFixture[s
     tmp = project / ".ratchet" / "tmp"
     orphan = add(tmp / "checkpoints" / "sft" / "0123456789abcdef" / "1.pt")
     log, live, timing = (add(tmp / name) for name in ("logs/sft.log", "live/sft/k.jsonl", "timings/sft.json"))
+    reference = add(tmp / "logprobs" / "0123456789abcdef.safetensors")
     assert main(["clean"]) == 0
     shown = capsys.readouterr().out
-    assert "freed 2.0 kB" in shown
+    assert "freed 3.0 kB" in shown
     assert not orphan.exists()
     assert not log.exists()
+    assert not reference.exists()
     assert live.exists()
     assert timing.exists()
     assert main(["clean", "--all-tmp"]) == 0

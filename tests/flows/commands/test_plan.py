@@ -30,10 +30,23 @@ def test_a_plan_for_a_program(finished_project: Path, capsys: pytest.CaptureFixt
                 ],
                 "last_run_seconds": None,
             },
-        ]
+        ],
+        "advice": [],
     }
 
 
 def test_an_unknown_stage(finished_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--until", "nothing", "--root", str(finished_project)]) == 2
     assert "no stage 'nothing'; it has first, left, right, last" in capsys.readouterr().err
+
+
+def test_settings_outside_what_is_recommended_are_named(
+    finished_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (finished_project / "params.yaml").open("a") as stream:
+        stream.write("ppo: {gamma: 0.5}\n")
+    assert main(["plan", "--json", "--root", str(finished_project)]) == 0
+    said = capsys.readouterr()
+    (advice,) = json.loads(said.out)["advice"]
+    assert (advice["key"], advice["value"], advice["low"], advice["high"]) == ("ppo.gamma", 0.5, 0.99, 1.0)
+    assert said.err == f"warning: {advice['sentence']}\n"

@@ -38,6 +38,18 @@ def test_nothing_to_do_for_a_program(finished_project: Path, capsys: pytest.Capt
     assert dict(os.environ) == before
 
 
+def test_settings_outside_what_is_recommended_are_named(
+    finished_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (finished_project / "params.yaml").open("a") as stream:
+        stream.write("ppo: {gamma: 0.5}\n")
+    assert main(["run", "--json", "--root", str(finished_project)]) == 0
+    said = capsys.readouterr()
+    (advice,) = json.loads(said.out)["advice"]
+    assert advice["sentence"].startswith("ppo.gamma is 0.5, below the 0.99 to 1 recommended for models of any size")
+    assert f"warning: {advice['sentence']}\n" in said.err
+
+
 def test_a_run_under_way_is_named(finished_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with run_lock(finished_project):
         assert main(["run", "--root", str(finished_project)]) == 1

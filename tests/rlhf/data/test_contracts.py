@@ -4,7 +4,7 @@ import pytest
 
 from rlhf.data.contracts import Limits, check
 from rlhf.data.intake import Row
-from rlhf.data.records import Kind, encode, pair, with_origin
+from rlhf.data.records import Kind, encode, judgement, pair, ranking, with_origin
 
 LIMITS = Limits(prompt_chars=20, response_chars=10)
 ASK = [{"role": "user", "content": "Q"}]
@@ -28,6 +28,10 @@ def test_good_rows_of_every_kind_pass_in_order() -> None:
         row("prompt", {"prompt": ASK}, 3),
         row("probe", pair(ASK, "A", "B"), 4, {"probe": "order"}),
         row("pair", pair(ASK, "A", "B", first_is_better=0.5), 5),
+        row("ranking", ranking(ASK, ["A", "B", "C"], order=[1, 2, 2]), 6),
+        row("judgement", judgement(ASK, "A", good=False), 7),
+        row("prompt", {"prompt": ASK}, 8, {"unlike": True}),
+        row("prompt", {"prompt": ASK}, 9, {"unlike": False}),
     ]
     assert check(rows, LIMITS) == (rows, [])
 
@@ -52,6 +56,37 @@ def test_good_rows_of_every_kind_pass_in_order() -> None:
 )
 def test_each_clause_of_the_contract(content: dict[str, Any], field: str, reason: str) -> None:
     assert failures(row("pair", content)) == [(1, field, reason)]
+
+
+@pytest.mark.parametrize(
+    ("responses", "field", "reason"),
+    [
+        (["A"], "responses.number", "fewer than two responses"),
+        (["A", " "], "responses.shortest", "empty text"),
+        (["A", "x" * 11], "responses.longest", "longer than 10 characters"),
+        (["A", "B", "B "], "responses.equal", "two responses are equal"),
+        (["A", "caf\ufffd"], "responses", "lost characters"),
+    ],
+)
+def test_each_answer_of_a_ranking_is_held_to_the_contract(responses: list[str], field: str, reason: str) -> None:
+    content = ranking(ASK, responses, order=list(range(len(responses))))
+    assert failures(row("ranking", content)) == [(1, field, reason)]
+
+
+def test_a_judged_answer_is_held_to_the_contract() -> None:
+    assert failures(row("judgement", judgement(ASK, " ", good=True))) == [(1, "response", "empty text")]
+
+
+@pytest.mark.parametrize("mark", ["true", 1, 0, "yes", []])
+def test_a_mark_of_unlike_is_true_or_false(mark: object) -> None:
+    found = failures(row("prompt", {"prompt": ASK}, meta={"unlike": mark}))
+    assert found == [(1, "meta.unlike", "neither true nor false")]
+
+
+def test_what_would_be_trained_on_cannot_be_unlike() -> None:
+    found = failures(row("pair", pair(ASK, "A", "B"), meta={"unlike": True}))
+    assert found == [(1, "meta.unlike", "only prompts can be unlike the others")]
+    assert failures(row("pair", pair(ASK, "A", "B"), meta={"unlike": 3})) == []
 
 
 def test_a_probe_says_what_it_probes() -> None:

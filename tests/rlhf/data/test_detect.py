@@ -41,9 +41,17 @@ def test_unknown_columns_are_named_with_what_is_known(tmp_path: Path) -> None:
     assert all(name in str(caught.value) for name in READERS)
 
 
-def test_single_judgements_are_refused_for_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="single judgements"):
-        detect(write(tmp_path / "a.jsonl", {"prompt": "Q", "completion": "A", "label": True}))
+def test_a_judgement_is_no_demonstration(tmp_path: Path) -> None:
+    good, bad = ({"prompt": "Q", "completion": "A", "label": label} for label in (True, False))
+    assert detect(write(tmp_path / "a.jsonl", good, bad)).format == "judgement"
+    assert detect(write(tmp_path / "b.jsonl", {**bad, "label": "human"})).format == "demonstration"
+
+
+def test_several_answers_are_a_ranking_and_no_prompt(tmp_path: Path) -> None:
+    plain = {"prompt": "Q", "responses": ["A", "B"], "ranks": [2, 1]}
+    scored = {"instruction": "Q", "completions": [{"response": "A", "overall_score": 3.0}]}
+    assert detect(write(tmp_path / "a.jsonl", plain)).format == "ranking"
+    assert detect(write(tmp_path / "b.jsonl", scored)).format == "scored_completions"
 
 
 def test_rows_that_are_no_objects_are_refused(tmp_path: Path) -> None:
@@ -52,7 +60,7 @@ def test_rows_that_are_no_objects_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["llamafactory_demo/kto_en_demo.json", "oasst_en100/en_100_tree.jsonl", "ORIGINS.md"])
+@pytest.mark.parametrize("name", ["oasst_en100/en_100_tree.jsonl", "ORIGINS.md"])
 def test_real_files_of_other_kinds_are_refused(shared: Path, name: str) -> None:
     with pytest.raises(BadInput):
         detect(shared / "data" / name)

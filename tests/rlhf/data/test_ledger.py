@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.data.intake import Row
 from rlhf.data.ledger import FOLDERS, Ledger
-from rlhf.data.records import Kind, Message, demonstration, encode, pair, with_origin
+from rlhf.data.records import Kind, Message, demonstration, encode, judgement, pair, ranking, with_origin
 from rlhf.data.splits import Split
 
 
@@ -61,7 +61,7 @@ def test_records_go_where_their_prompt_belongs(ledger: Ledger, tmp_path: Path) -
     assert prompts["demonstrations"] == {"train": ["a", "j"], "dev": ["d"], "test": ["t"]}
     assert prompts["pairs"] == {"train": ["a"], "dev": ["d"], "test": ["t"]}
     assert prompts["judge_pairs"] == {"train": ["j"], "dev": ["d"], "test": ["t"]}
-    assert prompts["prompts"] == {"train": [], "dev": [], "test": []}
+    assert prompts["prompts"] == {"train": [], "dev": [], "test": [], "unlike": []}
     assert prompts["probes"] == {"train": [], "dev": [], "test": ["x"]}
 
 
@@ -71,6 +71,58 @@ def test_the_same_content_is_taken_once_whatever_its_id_and_place(ledger: Ledger
     assert ledger.add(row("pair", pair(ask("a"), "A", "B", annotator="kim")))
     assert ledger.add(row("pair", pair(ask("a"), "A", "B", first_is_better=0.8)))
     assert ledger.add(row("demonstration", demonstration(ask("a"), "A")))
+
+
+def test_a_ranking_says_the_same_in_any_order(ledger: Ledger) -> None:
+    assert ledger.add(row("ranking", ranking(ask("a"), ["A", "B"], order=[1, 2], scores=[3.0, 1.0])))
+    assert not ledger.add(row("ranking", ranking(ask("a"), ["B", "A"], order=[2, 1], scores=[1.0, 3.0])))
+    assert ledger.add(row("ranking", ranking(ask("a"), ["B", "A"], order=[1, 2], scores=[3.0, 1.0])))
+    assert ledger.add(row("ranking", ranking(ask("a"), ["A", "B"], order=[1, 2], scores=[3.0, 2.0])))
+
+
+def test_rankings_and_judgements_go_where_their_prompt_belongs(ledger: Ledger, tmp_path: Path) -> None:
+    for name in ("a", "j", "d", "t"):
+        ledger.add(row("ranking", ranking(ask(name), ["A", "B"], order=[1, 2])))
+        ledger.add(row("judgement", judgement(ask(name), "A", good=True)))
+    found = {folder: written(ledger, folder, tmp_path) for folder in ("rankings", "judge_rankings", "judgements")}
+    names = {
+        folder: {split: [r["prompt"][0]["content"] for r in rows] for split, rows in splits.items()}
+        for folder, splits in found.items()
+    }
+    assert names["rankings"] == {"train": ["a"], "dev": ["d"], "test": ["t"]}
+    assert names["judge_rankings"] == {"train": ["j"], "dev": ["d"], "test": ["t"]}
+    # A judgement stays until it is known that the judge trains on its prompt.
+    assert names["judgements"] == {"train": ["a", "j"], "dev": ["d"], "test": ["t"]}
+    assert ledger.drop_judged_by_judge() == 1
+    assert len(ledger.parts["judgements", "train"].kept()) == 1
+
+
+def test_an_answer_that_one_person_calls_good_and_bad_is_dropped(ledger: Ledger) -> None:
+    for line, (annotator, good) in enumerate([("kim", True), ("kim", False), ("lou", True)], start=1):
+        ledger.add(row("judgement", judgement(ask("a"), "A", good=good, annotator=annotator), line=line))
+    assert [failure.line for failure in ledger.drop_contradictions()] == [1, 2]
+
+
+def unlike(content: str, line: int = 1) -> Row:
+    record = with_origin("prompt", {"prompt": ask(content)}, source="f", identity=None, meta={"unlike": True})
+    return Row("prompt", record, encode(record), "f", line)
+
+
+def test_unlike_prompts_have_a_file_of_their_own(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.add(row("prompt", {"prompt": ask("a")}))
+    ledger.add(unlike("u"))
+    ledger.discard("prompts")
+    found = written(ledger, "prompts", tmp_path)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 0, "dev": 0, "test": 0, "unlike": 1}
+
+
+@pytest.mark.parametrize("known", ["a", "d", "t"])
+def test_a_prompt_that_is_among_the_others_is_not_unlike(ledger: Ledger, known: str) -> None:
+    ledger.add(row("pair", pair(ask(known), "A", "B")))
+    ledger.add(unlike(known, line=1))
+    ledger.add(unlike("u", line=2))
+    assert [failure.line for failure in ledger.drop_known_unlike()] == [1]
+    assert len(ledger.parts["prompts", "unlike"].kept()) == 1
 
 
 def test_an_id_is_used_once_in_a_folder(ledger: Ledger, tmp_path: Path) -> None:
@@ -113,8 +165,8 @@ def test_derived_records_keep_split_source_and_facts_and_are_not_repeated(ledger
     ledger.add(row("pair", pair(ask("a"), "A", "B"), line=7))
     ledger.add(row("pair", pair(ask("a"), "A", "C"), line=8))
     ledger.add(row("pair", pair(ask("t"), "A", "B"), line=9))
-    ledger.derive("prompt", "pairs", lambda record: {"prompt": record["prompt"]})
-    ledger.derive("demonstration", "pairs", lambda record: None)
+    ledger.derive("prompt", "pairs", lambda record: [{"prompt": record["prompt"]}])
+    ledger.derive("demonstration", "pairs", lambda record: [])
     found = written(ledger, "prompts", tmp_path)
     assert [(r["prompt"], r["source"], r["meta"]) for r in found["train"]] == [(ask("a"), "f", {"n": 7})]
     assert len(found["test"]) == 1
@@ -125,7 +177,7 @@ def test_what_was_discarded_may_come_back_from_elsewhere(ledger: Ledger, tmp_pat
     ledger.add(row("demonstration", demonstration(ask("a"), "A")))
     ledger.add(row("pair", pair(ask("a"), "A", "B")))
     ledger.discard("demonstrations")
-    ledger.derive("demonstration", "pairs", lambda record: demonstration(record["prompt"], record["chosen"]))
+    ledger.derive("demonstration", "pairs", lambda record: [demonstration(record["prompt"], record["chosen"])])
     assert [record["response"] for record in written(ledger, "demonstrations", tmp_path)["train"]] == ["A"]
 
 

@@ -159,9 +159,9 @@ def test_prompts_and_completions() -> None:
     assert one("demonstration", {"prompt": "Q", "completion": "A"})[1]["response"] == "A"
 
 
-def test_single_judgements_fit_no_reader() -> None:
+def test_a_judgement_fits_its_own_reader_only() -> None:
     for row in ({"messages": ASK, "label": True}, {"prompt": "Q", "completion": "A", "label": False}):
-        assert not any(reader.fits(row) for reader in READERS.values())
+        assert [name for name, reader in READERS.items() if reader.fits(row)] == ["judgement"]
 
 
 def test_a_canonical_record_survives_being_read_again(tmp_path: Path) -> None:
@@ -192,6 +192,7 @@ REAL = [
     ("instruction_pref/sft.jsonl", "demonstration", {"demonstration": 1100}),
     ("llamafactory_demo/dpo_en_demo.json", "sharegpt_preference", {"pair": 300}),
     ("llamafactory_demo/alpaca_en_demo.json", "alpaca", {"demonstration": 999}),
+    ("llamafactory_demo/kto_en_demo.json", "judgement", {"judgement": 300}),
     ("oasst_en100/pairs.jsonl", "preference", {"pair": 754}),
     ("oasst_en100/sft.jsonl", "demonstration", {"demonstration": 212}),
 ]

@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 from rlhf.data.records import (
     SHOWN,
     RowError,
+    answers_of,
     canonical_json,
     content_id,
     demonstration,
     digest,
     encode,
+    judgement,
     pair,
+    ranked_pairs,
+    ranking,
     shorten,
     with_origin,
 )
@@ -48,6 +52,28 @@ def test_a_pair_with_a_preferred_second_answer_changes_places() -> None:
     assert (record["score_chosen"], record["score_rejected"]) == (2.0, 1.0)
     tie = pair(PROMPT, "a", "b", first_is_better=0.5)
     assert (tie["chosen"], tie["label"]) == ("a", 0.5)
+
+
+def test_ranks_are_places_without_gaps() -> None:
+    record = ranking(PROMPT, ["a", "b", "c", "d"], order=[7, -1, 7, 2.5], annotator="kim")
+    assert record["ranks"] == [3, 1, 3, 2]
+    assert (record["responses"], record["scores"], record["annotator"]) == (["a", "b", "c", "d"], None, "kim")
+
+
+def test_a_ranking_gives_a_pair_for_every_two_answers_that_do_not_tie() -> None:
+    record = ranking(PROMPT, ["a", "b", "c"], order=[-1.0, -3.0, -1.0], scores=[1, 3, 1], annotator="kim")
+    # a and c tie, so of three pairs two are left; b, the best, is chosen in both.
+    found = list(ranked_pairs(record))
+    assert [(pair["chosen"], pair["rejected"]) for pair in found] == [("b", "a"), ("b", "c")]
+    assert {(pair["label"], pair["annotator"]) for pair in found} == {(1.0, "kim")}
+    assert (found[0]["score_chosen"], found[0]["score_rejected"]) == (3.0, 1.0)
+
+
+def test_the_answers_of_every_kind() -> None:
+    assert answers_of("ranking", ranking(PROMPT, ["a", "b"], order=[1, 2])) == ("a", "b")
+    assert answers_of("judgement", judgement(PROMPT, "a", good=False)) == ("a",)
+    assert answers_of("pair", pair(PROMPT, "a", "b")) == ("a", "b")
+    assert answers_of("prompt", {"prompt": PROMPT}) == ()
 
 
 def test_an_id_of_the_source_is_kept_and_another_is_made_from_the_content() -> None:

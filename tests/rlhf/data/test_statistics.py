@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf.data.intake import Row
 from rlhf.data.ledger import Entry, Ledger
-from rlhf.data.records import demonstration, encode, pair, with_origin
-from rlhf.data.statistics import describe_pairs, double_ratings, mean_lengths, shared_prompts
+from rlhf.data.records import Kind, Message, demonstration, encode, judgement, pair, ranking, with_origin
+from rlhf.data.statistics import describe_pairs, describe_verdicts, double_ratings, mean_lengths, shared_prompts
 
 
 def entry(answers: int = 1, direction: int = 1, annotator: str | None = None, chars: tuple[int, int] = (3, 2)) -> Entry:
@@ -49,7 +50,7 @@ def test_pairs_are_described() -> None:
 
 def test_lengths_and_leaks_of_a_ledger(tmp_path: Path) -> None:
     splits = iter(["train", "test", "train"])
-    with Ledger(tmp_path / "spool", lambda _: next(splits), lambda _: False) as ledger:  # type: ignore[arg-type,return-value]
+    with Ledger(tmp_path / "spool", lambda _: next(splits), lambda _: False) as ledger:  # type: ignore[arg-type]
         for text in ("abc", "abc"):
             prompt = [{"role": "user", "content": text}]
             content = demonstration(prompt, "12345") if len(ledger.prompts("train")) == 0 else pair(prompt, "1", "123")
@@ -61,4 +62,36 @@ def test_lengths_and_leaks_of_a_ledger(tmp_path: Path) -> None:
             "pairs": {"prompt": 3, "answer": 2},
         }
         # the same prompt was put into train and into test on purpose
+        assert shared_prompts(ledger) == 1
+
+
+def add(ledger: Ledger, kind: Kind, content: dict[str, Any], meta: dict[str, Any] | None = None) -> None:
+    record = with_origin(kind, content, source="f", identity=None, meta=meta or {})
+    ledger.add(Row(kind, record, encode(record), "f", 1))
+
+
+def ask(content: str) -> list[Message]:
+    return [{"role": "user", "content": content}]
+
+
+def test_rankings_and_judgements_are_described(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "spool", lambda _: "train", lambda _: False) as ledger:
+        assert describe_verdicts(ledger) == {}
+        for number, count in enumerate((2, 4)):
+            texts = [f"{number} {place}" for place in range(count)]
+            add(ledger, "ranking", ranking(ask("abc"), texts, order=range(count)))
+        for number, good in enumerate((True, False, False)):
+            add(ledger, "judgement", judgement(ask("abc"), str(number), good=good))
+        assert describe_verdicts(ledger) == {
+            "rankings": {"rows": 2, "responses": 3.0},
+            "judgements": {"rows": 3, "good_share": pytest.approx(1 / 3)},
+        }
+
+
+def test_an_unlike_prompt_among_the_test_prompts_is_a_leak(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "spool", lambda _: "test", lambda _: False) as ledger:
+        add(ledger, "prompt", {"prompt": ask("abc")})
+        add(ledger, "prompt", {"prompt": ask("xyz")}, {"unlike": True})
+        assert shared_prompts(ledger) == 0
+        add(ledger, "pair", pair(ask("xyz"), "A", "B"))
         assert shared_prompts(ledger) == 1

@@ -1,15 +1,13 @@
-"""Sampling answers, their divergence from a reference, and perplexity, on two-layer models."""
+"""Sampling answers and their divergence from a reference, on two-layer models."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf.evaluation.answers import Policy, Sampling, answer_rows, divergences, fitting, perplexity, sample
+from rlhf.evaluation.answers import Policy, Sampling, answer_rows, divergences, fitting, sample
 from rlhf.evaluation.judging import Scorer
-from rlhf.tokenizer import encode_prompt, encode_response
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=6, batch=4, precision="float32", seed=7)
@@ -72,21 +70,6 @@ def test_divergence_is_the_sum_over_tokens_of_the_whole_vocabulary(sft: Policy, 
         wanted.append(float((p.exp() * (p - q)).sum()))
     assert divergences(other, sft, answers, SAMPLING) == pytest.approx(wanted, rel=1e-4)
     assert min(wanted) > 0
-
-
-def test_perplexity_by_hand(sft: Policy) -> None:
-    record = {"id": "d", "prompt": PROMPTS[0]["prompt"], "response": "I booked a full refund.", "meta": {}}
-    start = encode_prompt(sft.tokenizer, record["prompt"])
-    end = encode_response(sft.tokenizer, record["response"])
-    with torch.no_grad():
-        table = sft.model(torch.tensor([start + end])).logits[0, len(start) - 1 : -1].log_softmax(-1)
-    nats = -sum(float(table[place, token]) for place, token in enumerate(end)) / len(end)
-    # Twice the same record leaves the mean as it is.
-    assert perplexity(sft, [record, record], batch=2, precision="float32") == pytest.approx(math.exp(nats), rel=1e-4)
-
-
-def test_perplexity_of_nothing_is_nothing(sft: Policy) -> None:
-    assert perplexity(sft, [], batch=2, precision="float32") is None
 
 
 def test_prompts_without_room_are_left_out(sft: Policy) -> None:

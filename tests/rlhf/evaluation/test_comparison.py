@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.evaluation.comparison import duel, over_optimised, policy_metrics, rubric_metrics, select
+from rlhf.evaluation.comparison import by_group, duel, over_optimised, policy_metrics, rubric_metrics, select
 
 SETTINGS = {"tolerance": 1e-3, "resamples": 200, "seed": 1}
 META = {"action": "refund", "name": "Amara", "order": "201", "item": "desk"}
@@ -64,6 +64,22 @@ def test_rubric_metrics_by_hand() -> None:
     assert metrics["action_ok"] == 0.5
     assert metrics["sla_ok"] == 0.5
     assert metrics["malformed"] == 0.5
+
+
+def test_groups_are_compared_on_their_own_prompts() -> None:
+    def rows(*judges: float) -> list[dict[str, Any]]:
+        shifts = ("wording", "facts", "wording", None)
+        return [
+            row(str(number), judge, meta={"shift": shift} if shift else {})
+            for number, (judge, shift) in enumerate(zip(judges, shifts, strict=True))
+        ]
+
+    found = by_group({"sft": rows(0, 0, 0, 0), "ppo": rows(1, -1, 3, 9)}, "shift", baseline="sft", **SETTINGS)
+    assert list(found) == ["facts", "wording"]
+    assert (found["wording"]["ppo"]["judge"], found["wording"]["ppo"]["judge_win_vs_sft"]) == (2.0, 1.0)
+    assert (found["facts"]["ppo"]["judge"], found["facts"]["ppo"]["judge_win_vs_sft"]) == (-1.0, 0.0)
+    assert by_group({"sft": rows(0, 0, 0, 0)}, "other", baseline="sft", **SETTINGS) == {}
+    assert by_group({}, "shift", baseline="sft", **SETTINGS) == {}
 
 
 @pytest.mark.parametrize(("tolerance", "chosen"), [(0.0, "ppo"), (0.02, "dpo")])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf.losses.bradley_terry import bradley_terry_loss, decided_accuracy
+from rlhf.losses.bradley_terry import bradley_terry_loss, decided_accuracy, pair_negative_log_likelihood
 
 ATOL = 1e-6
 CHOSEN = torch.tensor([math.log(3), 0.0, 2.0])
@@ -61,6 +61,32 @@ def test_margin_by_hand() -> None:
     assert found.loss.item() == pytest.approx(math.log(2), abs=ATOL)
 
 
+def test_no_margin_and_a_margin_of_zero_are_the_same_bits() -> None:
+    plain = bradley_terry_loss(CHOSEN, REJECTED, ONES, margin=None, centering=0.01).loss
+    assert torch.equal(bradley_terry_loss(CHOSEN, REJECTED, ONES, margin=ONES * 0, centering=0.01).loss, plain)
+
+
+def test_a_margin_asks_for_more_the_larger_it_is() -> None:
+    chosen = torch.tensor([1.0], requires_grad=True)
+    forces = []
+    for margin in (0.0, 1.0, 2.0):
+        loss = bradley_terry_loss(chosen, REJECTED[:1], ONES[:1], margin=torch.tensor([margin]), centering=0.0).loss
+        (force,) = torch.autograd.grad(loss, chosen)
+        forces.append(force.item())
+    # sigma(1 - margin) - 1
+    assert forces == pytest.approx([1 / (1 + math.exp(m - 1)) - 1 for m in (0, 1, 2)], abs=ATOL)
+
+
+def test_the_mean_of_its_terms_is_the_loss() -> None:
+    settings = {"margin": torch.tensor([0.5, 0.0, 1.0]), "centering": 0.01}
+    terms = pair_negative_log_likelihood(CHOSEN, REJECTED, ONES * 0.8, **settings)
+    found = bradley_terry_loss(CHOSEN, REJECTED, ONES * 0.8, **settings).loss
+    assert terms.shape == (3,)
+    assert found.item() == pytest.approx(terms.mean().item(), abs=ATOL)
+    with pytest.raises(ValueError, match="label has shape"):
+        pair_negative_log_likelihood(CHOSEN, REJECTED, ONES[:2], **settings)
+
+
 def test_centring_by_hand() -> None:
     plain = bradley_terry_loss(CHOSEN, REJECTED, ONES, margin=None, centering=0.0).loss
     centred = bradley_terry_loss(CHOSEN, REJECTED, ONES, margin=None, centering=0.01).loss
@@ -104,7 +130,7 @@ def test_gradcheck() -> None:
     chosen, rejected = CHOSEN.double().requires_grad_(), REJECTED.double().requires_grad_()
     label = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda a, b: bradley_terry_loss(a, b, label, margin=None, centering=0.01).loss, (chosen, rejected)
+        lambda a, b: bradley_terry_loss(a, b, label, margin=label, centering=0.01).loss, (chosen, rejected)
     )
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rlhf.losses.aggregation import sequence_mean
 from rlhf.losses.language_model import completion_loss
 
 MASK = torch.tensor([[False, True, True], [False, True, False]])
@@ -35,6 +36,19 @@ def test_micro_batches_add_up() -> None:
     assert [part.item() for part in parts] == [1, 2]
 
 
+def test_at_equal_lengths_it_is_the_mean_over_sequences() -> None:
+    full = torch.ones_like(MASK)
+    wanted = -sequence_mean(LOGPROBS, full).item()
+    assert completion_loss(LOGPROBS, full).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_gradcheck() -> None:
+    logprobs = LOGPROBS.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: completion_loss(x, MASK, total_tokens=7), logprobs)
+
+
 def test_bad_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="total_tokens is 0"):
+        completion_loss(LOGPROBS, torch.zeros_like(MASK))
     with pytest.raises(ValueError, match=r"mask has shape \(3,\) but x has \(2, 3\)"):
         completion_loss(LOGPROBS, MASK[0])

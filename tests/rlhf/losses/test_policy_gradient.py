@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf.losses.aggregation import sequence_mean
 from rlhf.losses.policy_gradient import (
     PolicyLoss,
+    clipped_penalised_loss,
     clipped_policy_loss,
     importance_sampled_loss,
     penalised_loss,
@@ -27,6 +28,9 @@ FAMILY = {
     "reinforce": reinforce_loss,
     "importance": importance_sampled_loss,
     "penalised": penalised,
+    "both": functools.partial(
+        clipped_penalised_loss, clip_range_low=0.2, clip_range_high=0.2, dual_clip=None, step_kl_coef=0.5
+    ),
 }
 family = pytest.mark.parametrize("objective", FAMILY.values(), ids=FAMILY)
 
@@ -101,6 +105,27 @@ def test_the_others_by_hand() -> None:
     # -3 + 0.5 (0.5 - ln 1.5)
     wanted = -3 + 0.5 * (0.5 - math.log(1.5))
     assert penalised(*one_token(1.5, 2.0)).loss.item() == pytest.approx(wanted, abs=ATOL)
+
+
+def test_clip_and_penalty_together_by_hand() -> None:
+    # A = 2, r = 1.5: the clip holds the gain at 1.2 * 2, the price is 0.5 (0.5 - ln 1.5)
+    tensors = one_token(1.5, 2.0)
+    found = FAMILY["both"](*tensors)
+    assert found.loss.item() == pytest.approx(-2.4 + 0.5 * (0.5 - math.log(1.5)), abs=ATOL)
+    found.loss.backward()
+    assert tensors[0].grad is not None
+    # Only the price still pulls, back towards the policy that sampled: d/d log p of 0.5 (r - 1 - log r) = 0.5 (r - 1)
+    assert tensors[0].grad.item() == pytest.approx(0.25, abs=ATOL)
+    assert found.clip_fraction == 1
+
+
+def test_clip_and_penalty_together_reduce_to_either() -> None:
+    batch = random_batch()
+    settings = {"clip_range_low": 0.2, "clip_range_high": 0.2, "dual_clip": None}
+    assert clipped_penalised_loss(*batch, **settings, step_kl_coef=0.0).loss == clipped(*batch).loss
+    wide = {"clip_range_low": 1.0, "clip_range_high": 1e6, "dual_clip": None}
+    both = clipped_penalised_loss(*batch, **wide, step_kl_coef=0.5).loss
+    assert torch.allclose(both, penalised(*batch).loss, atol=1e-12)
 
 
 def test_diagnostics_by_hand() -> None:

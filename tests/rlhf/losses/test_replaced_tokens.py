@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from rlhf.losses.bradley_terry import bradley_terry_loss
 from rlhf.losses.replaced_tokens import replaced_token_loss
 
 ATOL = 1e-6
@@ -26,11 +27,23 @@ def test_scores_of_zero_know_nothing():
     assert float(result.accuracy) == 0.5
 
 
-def test_tokens_outside_the_mask_are_not_read():
-    spoiled = SCORES.masked_fill(~JUDGED, float("nan"))
-    assert torch.equal(
-        replaced_token_loss(spoiled, ORIGINAL, JUDGED).loss, replaced_token_loss(SCORES, ORIGINAL, JUDGED).loss
-    )
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_tokens_outside_the_mask_reach_neither_value_nor_gradient(poison):
+    spoiled = SCORES.masked_fill(~JUDGED, poison).requires_grad_()
+    found = replaced_token_loss(spoiled, ORIGINAL, JUDGED)
+    found.loss.backward()
+    assert torch.equal(found.loss, replaced_token_loss(SCORES, ORIGINAL, JUDGED).loss)
+    assert bool(torch.isfinite(spoiled.grad).all())
+    assert bool((spoiled.grad[~JUDGED] == 0).all())
+
+
+def test_one_token_is_a_pair_against_a_score_of_zero():
+    # Telling h from 0 is Bradley-Terry with an opponent of score 0.
+    scores = torch.tensor([[0.7], [-1.2]])
+    found = replaced_token_loss(scores, torch.tensor([[True], [False]]), torch.ones(2, 1, dtype=torch.bool)).loss
+    zero = torch.zeros(2)
+    wanted = bradley_terry_loss(scores[:, 0], zero, torch.tensor([1.0, 0.0]), margin=None, centering=0.0).loss
+    assert found.item() == pytest.approx(wanted.item(), abs=ATOL)
 
 
 def test_micro_batches_add_up():
@@ -51,9 +64,7 @@ def test_the_gradient_raises_originals_and_lowers_swapped():
 
 def test_gradcheck():
     scores = SCORES.double().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: replaced_token_loss(x, ORIGINAL, JUDGED).loss, (scores,), atol=1e-3, eps=1e-3
-    )
+    assert torch.autograd.gradcheck(lambda x: replaced_token_loss(x, ORIGINAL, JUDGED).loss, (scores,))
 
 
 def test_nothing_to_judge_is_zero_with_a_gradient():

@@ -91,3 +91,7 @@ def test_bad_input_is_refused() -> None:
         clipped_value_loss(VALUES, OLD, RETURNS, MASK, clip_range=0.0)
     with pytest.raises(ValueError, match="total_tokens is 0"):
         clipped_value_loss(VALUES, OLD, RETURNS, torch.zeros_like(MASK), clip_range=0.2)
+    with pytest.raises(ValueError, match=r"returns has shape \(4,\) but values has \(1, 4\)"):
+        explained_variance(VALUES, RETURNS[0], MASK)
+    with pytest.raises(ValueError, match="no position is True"):
+        explained_variance(VALUES, RETURNS, torch.zeros_like(MASK))

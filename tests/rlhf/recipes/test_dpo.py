@@ -1,65 +1,21 @@
 """DPO on a two-layer model: it starts at ln 2, it learns the order of the pairs, and it resumes to the same bytes."""
 
-import csv
-import dataclasses
 import json
 import math
 
 import pytest
 
+from rlhf import pair_objective
 from rlhf.checkpoint import Checkpoints
 from rlhf.errors import BadInput
 from rlhf.monitor import Monitor
-from rlhf.recipes import dpo
 from tests.rlhf.recipes import tiny_models as tiny
-
-CONFIG = dpo.Config(
-    beta=0.1,
-    label_smoothing=0.0,
-    learning_rate=5e-3,
-    batch_size=8,
-    micro_batch=None,
-    epochs=2.0,
-    warmup_fraction=0.1,
-    final_lr_fraction=0.0,
-    max_grad_norm=1.0,
-    max_tokens=40,
-    max_pairs=None,
-    max_new_tokens=6,
-    sample_every=4,
-    precision="float32",
-)
-
-
-def pair(number, chosen, rejected, label=1.0):
-    prompt = [{"role": "user", "content": "tree " + "bhs"[number % 3] * (number % 4)}]
-    return {"id": str(number), "prompt": prompt, "chosen": chosen, "rejected": rejected, "label": label}
+from tests.rlhf.recipes.tiny_dpo import pair, run, write_inputs, write_split
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    good, bad = ["ee", "see", "tree", "e"], ["b", "hr", "st", "bb"]
-    rows = [pair(n, good[n % 4], bad[(n + n // 4) % 4]) for n in range(32)]
-    tie, long = pair(40, "e", "b", 0.5), pair(41, "h" * 50, "b")
-    tiny.write_rows(folder / "pairs/train.jsonl", [*rows, tie, long])
-    tiny.write_rows(folder / "pairs/dev.jsonl", rows[:6])
-    tiny.write_rows(folder / "pairs/test.jsonl", rows[6:9])
-    return {
-        "pairs": folder / "pairs",
-        "prompts": tiny.write_prompts(folder / "prompts"),
-        "sft": tiny.write_sft(folder / "sft"),
-    }
-
-
-def run(inputs, out, **changes):
-    outputs = {
-        "model": out / "dpo", "metrics": out / "dpo.json", "curves": out / "dpo.csv", "samples": out / "samples.jsonl",
-    }  # fmt: skip
-    dpo.main(dataclasses.replace(CONFIG, **changes), seed=1, stage="dpo", **inputs, **outputs)
-    with outputs["curves"].open() as stream:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
-    return rows, outputs
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_it_starts_at_the_logarithm_of_two_and_learns_the_order(inputs, tmp_path):
@@ -118,15 +74,26 @@ def test_without_a_usable_pair_the_stage_refuses(inputs, tmp_path):
         run(inputs, tmp_path, max_tokens=3)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("beta", 0.0), ("label_smoothing", 0.5), ("label_smoothing", -0.1), ("learning_rate", 0.0), ("batch_size", 0),
-        ("micro_batch", 0), ("epochs", 0.0), ("warmup_fraction", 1.0), ("final_lr_fraction", 2.0),
-        ("max_grad_norm", -1.0), ("max_tokens", 0), ("max_pairs", 0), ("max_new_tokens", 0), ("sample_every", 0),
-        ("precision", "int8"),
-    ],
-)  # fmt: skip
-def test_a_field_out_of_range_is_named(field, value):
-    with pytest.raises(ValueError, match=field):
-        dataclasses.replace(CONFIG, **{field: value})
+def test_the_cache_of_the_reference_changes_no_byte(inputs, tmp_path, monkeypatch, caplog):
+    run(inputs, tmp_path / "without")
+    assert not (tmp_path / ".ratchet").exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RATCHET_KEY", "beef")
+    run(inputs, tmp_path / "filled")
+    files = sorted((tmp_path / ".ratchet/tmp/logprobs").iterdir())
+    assert len(files) == 3  # one for each split
+    caplog.clear()
+    with caplog.at_level("INFO"), monkeypatch.context() as patch:
+        patch.setattr(pair_objective, "all_pair_logprobs", None)  # calling it would fail
+        run(inputs, tmp_path / "read")
+    assert caplog.text.count("are read from") == 3
+    assert sorted((tmp_path / ".ratchet/tmp/logprobs").iterdir()) == files
+    wanted = tiny.tree(tmp_path / "without")
+    assert tiny.tree(tmp_path / "filled") == wanted
+    assert tiny.tree(tmp_path / "read") == wanted
+
+
+def test_ties_alone_are_refused(inputs, tmp_path):
+    pairs = write_split(tmp_path, "pairs", [pair(n, "e", "b", 0.5) for n in range(3)])
+    with pytest.raises(BadInput, match=r"train.jsonl: nothing to learn from .*'ties': 3.*; add pairs"):
+        run({**inputs, "pairs": pairs}, tmp_path)

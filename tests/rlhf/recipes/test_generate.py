@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.rubric import judge
+from rlhf.data.rubric import applies, judge
 from rlhf.data.support_desk import FLIPS
 from rlhf.recipes.generate import Config, is_wanted, main
 
@@ -15,6 +15,7 @@ CONFIG = Config(
     demonstrations=120,
     pairs=400,
     prompts=60,
+    unlike_prompts=30,
     probes_per_fact=3,
     minimal_share=0.2,
     second_opinion_share=0.25,
@@ -42,6 +43,7 @@ def test_the_files_are_complete_and_hold_no_gold(tmp_path: Path) -> None:
         "pairs.jsonl",
         "probes.jsonl",
         "prompts.jsonl",
+        "unlike_prompts.jsonl",
     ]
     facts = {"intent", "plus", "days", "name", "item", "order", "action"}
     demonstrations, pairs = read(raw / "demonstrations.jsonl"), read(raw / "pairs.jsonl")
@@ -93,6 +95,32 @@ def test_probes_are_right_against_wrong_on_tickets_of_their_own(tmp_path: Path) 
         assert not any(text in (raw / f"{name}.jsonl").read_text() for text in texts)
 
 
+def test_unlike_prompts_have_what_no_other_record_has(tmp_path: Path) -> None:
+    raw, metrics = generate(CONFIG, tmp_path)
+    unlike = read(raw / "unlike_prompts.jsonl")
+    assert metrics["unlike_prompts"]["rows"] == len(unlike) == 30
+    assert [row["shift"] for row in unlike[:4]] == ["wording", "facts", "both", "wording"]
+    assert all(row["unlike"] is True for row in unlike)
+    assert all(applies(row) for row in unlike)
+    assert len({row["prompt"][-1]["content"] for row in unlike}) == 30
+    others = "".join((raw / f"{name}.jsonl").read_text() for name in ("demonstrations", "pairs", "prompts", "probes"))
+    for row in unlike:
+        text = row["prompt"][-1]["content"]
+        assert text not in others
+        assert all(str(row[fact]) in text for fact in ("name", "item", "order"))
+        if row["shift"] != "wording":
+            assert not any(f'"{row[fact]}"' in others for fact in ("name", "item", "order"))
+
+
+def test_unlike_prompts_change_no_other_file(tmp_path: Path) -> None:
+    with_them, _ = generate(CONFIG, tmp_path / "with")
+    without, metrics = generate(replace(CONFIG, unlike_prompts=0), tmp_path / "without")
+    assert metrics["unlike_prompts"] == {"rows": 0}
+    assert not (without / "unlike_prompts.jsonl").exists()
+    for name in ("demonstrations", "pairs", "prompts", "probes"):
+        assert (with_them / f"{name}.jsonl").read_bytes() == (without / f"{name}.jsonl").read_bytes()
+
+
 def test_dirt_is_planted_as_reported(tmp_path: Path) -> None:
     raw, metrics = generate(CONFIG, tmp_path)
     assert metrics["demonstrations"]["planted"] == {"duplicates": 6, "contradictions": 0, "broken": 10}
@@ -142,8 +170,12 @@ def test_who_reads_it(files: tuple[str, ...], wanted: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("pairs", 0), ("minimal_share", 1.5), ("broken_share", -0.1), ("contradiction_share", 0.6)]
-)
+    ("field", "value"),
+    [
+        ("pairs", 0), ("unlike_prompts", -1), ("minimal_share", 1.5), ("broken_share", -0.1),
+        ("contradiction_share", 0.6),
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         replace(CONFIG, **{field: value})

@@ -1,6 +1,5 @@
 """PPO on two-layer models: it learns, it starts at ratio 1 and KL 0, and it resumes to the same bytes."""
 
-import csv
 import dataclasses
 import json
 
@@ -13,55 +12,12 @@ from rlhf.errors import BadInput
 from rlhf.monitor import Monitor
 from rlhf.recipes import ppo
 from tests.rlhf.recipes import tiny_models as tiny
-
-CONFIG = ppo.Config(
-    updates=4,
-    rollouts=8,
-    epochs=2,
-    minibatch=4,
-    micro_batch=None,
-    temperature=1.0,
-    max_new_tokens=6,
-    max_prompt_tokens=20,
-    learning_rate=1e-3,
-    value_learning_rate=1e-3,
-    warmup_updates=1,
-    final_lr_fraction=0.1,
-    value_warmup_updates=0,
-    clip_range=0.2,
-    value_clip=0.5,
-    gamma=1.0,
-    gae_lambda=0.95,
-    kl_coef=0.05,
-    kl_controller="fixed",
-    kl_target=1.0,
-    kl_horizon=100.0,
-    entropy_coef=0.0,
-    missing_eos_penalty=0.0,
-    reward_clip=None,
-    target_kl=None,
-    max_grad_norm=1.0,
-    sample_every=2,
-    precision="float32",
-)
+from tests.rlhf.recipes.tiny_ppo import CONFIG, run, write_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    sft = tiny.write_sft(folder / "sft")
-    prompts, reward = tiny.write_prompts(folder / "prompts"), tiny.write_reward(folder / "reward", sft)
-    return {"prompts": prompts, "sft": sft, "reward": reward}
-
-
-def run(inputs, out, **changes):
-    outputs = {
-        "model": out / "ppo", "metrics": out / "ppo.json", "curves": out / "ppo.csv", "samples": out / "samples.jsonl",
-    }  # fmt: skip
-    ppo.main(dataclasses.replace(CONFIG, **changes), seed=1, stage="ppo", **inputs, **outputs)
-    with outputs["curves"].open() as stream:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
-    return rows, outputs
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_the_policy_learns_to_write_what_is_rewarded(inputs, tmp_path):

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import json
 
 import pytest
@@ -10,31 +9,9 @@ import torch
 
 from rlhf.checkpoint import KEY_VARIABLE, Checkpoints
 from rlhf.errors import BadInput
-from rlhf.models import save_policy
-from rlhf.recipes import reward
+from rlhf.evaluation.judging import Scorer
 from rlhf.reward_model import RewardModel
-from rlhf.starting_point import Size, from_scratch
-
-CONFIG = reward.Config(
-    pooling="sum",
-    scale=0.125,
-    learning_rate=1e-2,
-    batch_size=8,
-    micro_batch=None,
-    epochs=5,
-    centering=0.01,
-    warmup_fraction=0.1,
-    final_lr_fraction=0.0,
-    max_grad_norm=1.0,
-    weight_decay=0.0,
-    max_tokens=40,
-    max_pairs=None,
-    precision="float32",
-    swap_weight=0.5,
-    swap_share=0.5,
-    normalise_samples=24,
-    max_new_tokens=8,
-)
+from tests.rlhf.recipes.tiny_reward import CONFIG, Killed, fingerprint, ordered, pair, run, write, write_inputs
 
 
 @pytest.fixture(autouse=True)
@@ -44,49 +21,9 @@ def _settled(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def ask(number):
-    return [{"role": "user", "content": f"Order {number % 7}?"}]
-
-
-def pair(number, **meta):
-    sides = {"chosen": f"Thank you, I found order {number % 7}.", "rejected": "Not our problem."}
-    # every eighth pair is a tie
-    return {"prompt": ask(number), **sides, "label": 0.5 if number % 8 == 0 else 1.0, "meta": meta}
-
-
-def write(folder, **splits):
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "dev", "test"):
-        rows = splits.get(split, [])
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    rows = [pair(number) for number in range(48)]
-    torch.manual_seed(0)
-    records = [{"prompt": row["prompt"], "response": row[side]} for row in rows for side in ("chosen", "rejected")]
-    tokenizer, policy = from_scratch(records, Size(300, hidden=16, layers=2, heads=2, intermediate=32, context=48))
-    save_policy(policy, tokenizer, folder / "sft")
-    return {
-        "pairs": write(folder / "pairs", train=rows, dev=rows[:9], test=rows[9:20]),
-        "probes": write(folder / "probes", test=[pair(number, probe="rude") for number in range(1, 5)]),
-        "prompts": write(folder / "prompts", train=[{"prompt": ask(number)} for number in range(7)]),
-        "sft": folder / "sft",
-    }
-
-
-def run(config, folder, inputs, stage="reward", seed=1):
-    paths = {"model": folder / "model", "metrics": folder / "reward.json", "curves": folder / "reward.csv"}
-    reward.main(config, seed=seed, stage=stage, **inputs, **paths)
-    return json.loads(paths["metrics"].read_text())
-
-
-def fingerprint(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize("pooling", ["sum", "mean", "last"])
@@ -105,14 +42,14 @@ def test_it_learns_what_is_preferred(inputs, tmp_path, pooling):
 
 def test_answers_of_the_policy_score_zero_on_average_with_unit_spread(inputs, tmp_path, monkeypatch):
     seen = []
-    score_ids = reward.Scorer.score_ids
+    score_ids = Scorer.score_ids
 
     def watched(self, prompts, responses):
         scores = score_ids(self, prompts, responses)
         seen.append((prompts, responses, scores))
         return scores
 
-    monkeypatch.setattr(reward.Scorer, "score_ids", watched)
+    monkeypatch.setattr(Scorer, "score_ids", watched)
     metrics = run(dataclasses.replace(CONFIG, epochs=1), tmp_path, inputs)
     # the reference answers are the only call with as many responses as normalise_samples
     prompts, responses, raw = next(call for call in seen if len(call[1]) == 24)
@@ -140,10 +77,6 @@ def test_micro_batches_do_not_change_the_scores(inputs, tmp_path):
     parts = run(dataclasses.replace(short, micro_batch=3), tmp_path / "parts", inputs)
     for name in ("loss", "accuracy", "margin"):
         assert parts["train"][name] == pytest.approx(whole["train"][name], rel=1e-3)
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing after it runs."""
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(inputs, tmp_path, monkeypatch):
@@ -193,21 +126,52 @@ def test_max_pairs_limits_the_training(inputs, tmp_path):
     assert run(dataclasses.replace(CONFIG, epochs=1, max_pairs=16), tmp_path, inputs)["updates"] == 2
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("pooling", "max"),
-        ("scale", 0.0),
-        ("centering", -1.0),
-        ("normalise_samples", 1),
-        ("swap_weight", -1.0),
-        ("swap_share", 1.1),
-        ("max_pairs", 0),
-        ("weight_decay", -0.1),
-        ("learning_rate", float("nan")),
-        ("precision", "half"),
-    ],
-)
-def test_values_out_of_range_are_refused(field, value):
-    with pytest.raises(ValueError, match="wanted"):
-        dataclasses.replace(CONFIG, **{field: value})
+@pytest.mark.parametrize("kind", ["pairs", "plackett_luce"])
+def test_rankings_alone_are_enough_to_learn_from(inputs, tmp_path, kind):
+    rows = [ordered(number) for number in range(24)]
+    paths = {"pairs": write(tmp_path / "pairs", test=[pair(number) for number in range(9)]),
+             "rankings": write(tmp_path / "rankings", train=rows, test=rows[:5])}  # fmt: skip
+    nothing = write(tmp_path / "prompts")
+    config = dataclasses.replace(CONFIG, ranking_loss=kind, micro_batch=3, swap_weight=0.0)
+    metrics = run(config, tmp_path, {**inputs, **paths, "prompts": nothing})
+    assert metrics["updates"] == 15
+    assert metrics["rankings"] == {"test": {"rankings": 5, "accuracy": 1.0}}
+    assert metrics["test"]["accuracy"] == 1.0
+
+
+def test_pairs_that_validate_took_from_a_ranking_do_not_count_twice(inputs, tmp_path):
+    rows = [ordered(number, id=f"r{number}") for number in range(8)]
+    taken = [pair(number, ranking=f"r{number}") for number in range(8)]
+    short = dataclasses.replace(CONFIG, epochs=1, swap_weight=0.0)
+    rankings = {"rankings": write(tmp_path / "rankings", train=rows)}
+    for name, pairs in (("both", taken), ("alone", [])):
+        folder = write(tmp_path / f"pairs-{name}", train=pairs, test=[pair(1)])
+        run(short, tmp_path / name, {**inputs, **rankings, "pairs": folder})
+    assert fingerprint(tmp_path / "both") == fingerprint(tmp_path / "alone")
+
+
+def test_empty_rankings_are_none(inputs, tmp_path):
+    short = dataclasses.replace(CONFIG, epochs=1)
+    run(short, tmp_path / "absent", inputs)
+    run(short, tmp_path / "empty", {**inputs, "rankings": write(tmp_path / "rankings")})
+    assert fingerprint(tmp_path / "absent") == fingerprint(tmp_path / "empty")
+
+
+def test_margins_change_the_model_only_where_scores_are_known(inputs, tmp_path):
+    rows = [json.loads(line) for line in (inputs["pairs"] / "train.jsonl").read_text().splitlines()]
+    scored = write(tmp_path / "scored", train=[{**row, "score_chosen": 3.0, "score_rejected": 1.0} for row in rows])
+    plain = write(tmp_path / "plain", train=rows)
+    short = dataclasses.replace(CONFIG, epochs=1)
+    wide = dataclasses.replace(short, margin_coef=0.5)
+    for name, config, pairs in (("a", short, plain), ("b", wide, plain), ("c", short, scored), ("d", wide, scored)):
+        run(config, tmp_path / name, {**inputs, "pairs": pairs})
+    weights = [fingerprint(tmp_path / name / "model") for name in "abcd"]
+    assert weights[0] == weights[1] == weights[2] != weights[3]
+
+
+def test_ties_too_wide_for_plackett_luce_are_bad_input(inputs, tmp_path):
+    row = ordered(1, responses=[f"Order {n}." for n in range(11)], ranks=[1] * 11, scores=None)
+    rankings = write(tmp_path / "rankings", train=[row])
+    config = dataclasses.replace(CONFIG, ranking_loss="plackett_luce")
+    with pytest.raises(BadInput, match="11 answers on one place, wanted 10 at most; set ranking_loss: pairs"):
+        run(config, tmp_path, {**inputs, "rankings": rankings})

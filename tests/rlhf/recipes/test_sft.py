@@ -10,7 +10,7 @@ import torch
 
 from rlhf.checkpoint import KEY_VARIABLE, Checkpoints
 from rlhf.errors import BadInput
-from rlhf.models import load_policy
+from rlhf.models import load_policy, save_policy
 from rlhf.recipes import sft
 from rlhf.tokenizer import load_tokenizer
 
@@ -32,6 +32,8 @@ CONFIG = sft.Config(
     max_tokens=40,
     max_grad_norm=1.0,
     precision="float32",
+    lora_rank=0,
+    lora_alpha=16.0,
     samples=2,
     max_new_tokens=8,
 )
@@ -138,6 +140,31 @@ def test_it_goes_on_from_a_local_base_model(demonstrations, tmp_path):
     assert metrics["dev"]["loss"] == pytest.approx(start, rel=0.02)
 
 
+def test_an_adapter_learns_and_is_merged_into_a_plain_model(demonstrations, tmp_path):
+    start = run(dataclasses.replace(CONFIG, epochs=1), tmp_path / "first", demonstrations)
+    policy, folder = load_policy(tmp_path / "first" / "model", device="cpu"), tmp_path / "first" / "model"
+    with torch.no_grad():
+        # The embedding is not adapted, and one as small as a fresh model's leaves all tokens about equally likely.
+        policy.get_input_embeddings().weight.mul_(8)
+    save_policy(policy, load_tokenizer(folder), folder)
+    adapted = dataclasses.replace(CONFIG, base_model="model", lora_rank=4, lora_alpha=16.0)
+    metrics = run(adapted, tmp_path / "second", demonstrations, base=tmp_path / "first")
+    assert metrics["dev"]["loss"] < 0.7 * start["dev"]["loss"]
+    assert metrics["parameters"] == start["parameters"]
+    before, after = (load_policy(tmp_path / name / "model", device="cpu").state_dict() for name in ("first", "second"))
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    # Every matrix of the two blocks and nothing else: no norm, no embedding.
+    assert changed == {name for name in before if "_proj" in name}
+    assert len(changed) == 2 * 7
+    run(adapted, tmp_path / "again", demonstrations, base=tmp_path / "first")
+    assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "second")
+
+
+def test_an_adapter_on_random_weights_is_refused():
+    with pytest.raises(ValueError, match="base_model is scratch, wanted a trained model"):
+        dataclasses.replace(CONFIG, lora_rank=2)
+
+
 def test_no_demonstrations_are_bad_input(tmp_path):
     for split in ("train", "dev", "test"):
         (tmp_path / f"{split}.jsonl").write_text("")
@@ -165,6 +192,8 @@ def test_only_too_long_demonstrations_are_bad_input(demonstrations, tmp_path):
         ("precision", "float16"),
         ("heads", 3),
         ("samples", -1),
+        ("lora_rank", -1),
+        ("lora_alpha", 0.0),
     ],
 )
 def test_values_out_of_range_are_refused(field, value):

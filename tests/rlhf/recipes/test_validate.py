@@ -8,72 +8,8 @@ import pytest
 from rlhf.data.rubric import applies
 from rlhf.errors import BadInput
 from rlhf.recipes import generate
-from rlhf.recipes.validate import Config, main
-
-CONFIG = Config(
-    files=("data.jsonl",),
-    formats={},
-    max_bad_fraction=0.05,
-    test_fraction=0.2,
-    dev_fraction=0.2,
-    judge_fraction=0.3,
-    split_seed=1,
-    max_prompt_chars=2000,
-    max_response_chars=1000,
-    demonstrations_from="auto",
-    prompts_from="auto",
-    max_demonstrations=None,
-    max_pairs=None,
-    max_prompts=None,
-    max_held_out=None,
-)
-FOLDERS = ("demonstrations", "pairs", "judge_pairs", "prompts", "probes")
-Record = dict[str, Any]
-
-
-class Outcome:
-    """What a run wrote."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.metrics = json.loads((root / "validate.json").read_text())
-        self.quarantine = read(root / "quarantine" / "rows.jsonl")
-
-    def records(self, folder: str, split: str) -> list[Record]:
-        return read(self.root / folder / f"{split}.jsonl")
-
-    def every(self, folder: str) -> list[Record]:
-        return [record for split in ("train", "dev", "test") for record in self.records(folder, split)]
-
-    def bytes(self) -> dict[str, bytes]:
-        files = [path for folder in (*FOLDERS, "quarantine") for path in sorted((self.root / folder).iterdir())]
-        return {str(path.relative_to(self.root)): path.read_bytes() for path in [*files, self.root / "validate.json"]}
-
-
-def read(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write(path: Path, rows: list[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
-
-
-def validate(config: Config, raw: Path, out: Path) -> Outcome:
-    main(
-        config,
-        seed=3,
-        stage="validate",
-        raw=raw,
-        **{folder: out / folder for folder in FOLDERS},
-        quarantine=out / "quarantine" / "rows.jsonl",
-        metrics=out / "validate.json",
-    )
-    return Outcome(out)
-
-
-def pairs(count: int) -> list[Record]:
-    return [{"prompt": f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(count)]
+from rlhf.recipes.validate import Config
+from tests.rlhf.recipes.validation import CONFIG, FOLDERS, pairs, read, validate, write
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +22,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         demonstrations=300,
         pairs=400,
         prompts=200,
+        unlike_prompts=25,
         probes_per_fact=4,
         minimal_share=0.2,
         second_opinion_share=0.2,
@@ -115,6 +52,8 @@ def test_the_embedded_data_come_out_clean(embedded: tuple[Path, dict[str, Any]],
     assert len(found.every("demonstrations")) == 300
     assert len(found.every("prompts")) == 200
     assert len(found.records("probes", "test")) == 32
+    assert len(found.records("prompts", "unlike")) == 25
+    assert found.metrics["kept"]["prompts"]["unlike"] == 25
     assert found.metrics["pairs"]["rated_twice"] > 40
     assert set(found.metrics["pairs"]["annotators"]) == {"careful", "skimmer", "hurried"}
     for folder in FOLDERS:
@@ -141,6 +80,14 @@ def test_no_prompt_is_in_two_splits_or_with_reward_and_judge(
     assert not prompts("dev") & prompts("test")
     assert not prompts("train", ("pairs",)) & prompts("train", ("judge_pairs",))
     assert found.records("judge_pairs", "test") == found.records("pairs", "test")
+
+
+def test_no_prompt_of_any_other_file_is_among_the_unlike(embedded: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    found = validate(replace(CONFIG, files=("support_desk/",)), embedded[0], tmp_path)
+    unlike = {json.dumps(record["prompt"]) for record in found.records("prompts", "unlike")}
+    others = {json.dumps(record["prompt"]) for folder in FOLDERS for record in found.every(folder)}
+    assert len(unlike) == 25
+    assert not unlike & others
 
 
 def test_a_prompt_keeps_its_split_when_data_are_added(tmp_path: Path) -> None:
@@ -235,6 +182,7 @@ def test_wrong_encoding_is_counted_line_by_line(tmp_path: Path) -> None:
     ("rows", "changes", "said"),
     [
         ([{"prompt": "a", "response": "b"}], {}, "no record is left for"),
+        ([{"prompt": "a", "response": "b", "label": True}], {}, "judgements train a policy (dpo.objective: kto)"),
         ([{"question": "a", "answer": "b"}], {}, "has the columns question, answer"),
         (pairs(60), {"formats": {"data.jsonl": "alpaca"}}, "none of its 60 rows could be read as alpaca"),
         (pairs(60), {"formats": {"other.jsonl": "alpaca"}}, "not among the files"),
