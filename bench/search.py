@@ -16,10 +16,20 @@ from bench.contest import Entry, Outcome, compete, failures
 from bench.harness import ROOT, in_parallel, markdown, say
 
 TRIED: dict[str, list[dict[str, Any]]] = {
-    "ppo": [{}, {"kl_coef": 0.05}, {"kl_coef": 0.1}, {"learning_rate": 6e-4}],
-    "dpo": [{}, {"beta": 0.05}, {"learning_rate": 4e-4}, {"beta": 0.2, "learning_rate": 4e-4}],
+    "ppo": [
+        {"kl_coef": 0.15, "learning_rate": 3e-4, "updates": 80},
+        {"kl_coef": 0.05, "learning_rate": 3e-4, "updates": 160},
+        {"kl_coef": 0.08, "learning_rate": 6e-4, "updates": 160},
+    ],
+    "dpo": [
+        {"beta": 0.1, "learning_rate": 2e-4},
+        {"beta": 0.05, "learning_rate": 2e-4},
+        {"beta": 0.1, "learning_rate": 4e-4},
+    ],
 }
 """Changes to the project's settings, by method; as many for one as for the other."""
+ON_DEV = {"best_of": [], "unlike_prompts": 0, "test_prompts": 1}
+"""Settings of `evaluate` that leave out what is not looked at."""
 SHOWN = ("judge_win_vs_sft", "gold_win_vs_sft", "kl", "malformed")
 
 
@@ -38,7 +48,7 @@ def main() -> int:
 
     def one(entry: Entry) -> Outcome:
         name = f"{entry.method}-{TRIED[entry.method].index(dict(entry.settings))}"
-        return compete(entry, asked.out / name, project=asked.project)
+        return compete(entry, asked.out / name, project=asked.project, evaluation=ON_DEV)
 
     outcomes = in_parallel(one, entries, workers=asked.jobs)
     lines = []

@@ -1,6 +1,7 @@
 """The page as a whole: what is in it, that nothing in it can run, and that it renders from any part of the files."""
 
 import html.parser
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from rlhf.errors import BadInput
 from tasks.report import render
-from tests.tasks.report_project import EVIL, write_project
+from tests.tasks.report_project import EVALUATION, EVIL, write_project
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -66,6 +67,33 @@ def test_every_part_is_there(page: str) -> None:
     assert "Where is a?" in page
     assert "learns from &lt;demonstrations&gt;" in page
     assert "nested.clip_range" in page
+
+
+def test_marks_are_sentences_with_their_verdict(page: str) -> None:
+    for tone, word, sentence in (
+        ("good", "passed", "KL of ppo 2 nats per response: inside the band 0.5 to 3.5."),
+        ("bad", "failed", "KL of dpo 4 nats per response: above the band 0.5 to 3.5."),
+        ("bad", "failed", "Reward of dpo rose while the judge fell: over-optimised."),
+        ("good", "passed", "Preference accuracy of the reward model 0.775: reached the mark 0.75."),
+    ):
+        assert f'<li><b class="{tone}">{word}</b> {sentence}</li>' in page
+
+
+def test_what_an_evaluation_says_beyond_the_test_prompts_has_sections(page: str) -> None:
+    assert "300 prompts, one sample each." in page
+    assert '<td rowspan="4">Win rate against SFT, judge</td><td>usual test prompts</td>' in page
+    assert '<td>unlike: new language</td><td class="number">\N{EN DASH}</td>' in page
+    assert '<th class="number">sft, before</th><th class="number">dpo, after</th>' in page
+    assert '<td class="number">1.75 (+0.25)</td>' in page
+    assert "Samples that still count" in page
+
+
+def test_an_older_evaluation_has_none_of_these_sections(tmp_path: Path) -> None:
+    root = write_project(tmp_path / "project")
+    (root / "data/metrics/evaluate.json").write_text(json.dumps(EVALUATION))
+    parsed = outline(render(root).read_text(encoding="utf-8"))
+    assert not {"marks", "unlike", "tax"} & set(parsed.ids)
+    assert {target.removeprefix("#") for target in parsed.loaded} <= set(parsed.ids)
 
 
 def test_a_models_text_is_shown_and_never_run(page: str) -> None:
