@@ -1,6 +1,6 @@
 """The description of a registered version: what it is, from what, how good, how to have it again."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 METHODS = {
@@ -22,6 +22,12 @@ PLAIN = (
     ("repetition", "repetition"),
     ("perplexity", "perplexity on held-out demonstrations"),
 )
+TAX = (
+    ("perplexity", "perplexity on held-out demonstrations"),
+    ("token_accuracy", "token accuracy on held-out demonstrations"),
+    ("regression", "right answer likelier in the regression set, share"),
+    ("regression_margin", "log-probability of right minus wrong there, nats"),
+)
 
 
 def model_card(
@@ -29,6 +35,9 @@ def model_card(
     metrics: Mapping[str, float],
     params: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None = None,
+    *,
+    tax: Mapping[str, Any] | None = None,
+    marks: Sequence[str] = (),
 ) -> str:
     """Write the card.
 
@@ -37,6 +46,8 @@ def model_card(
         metrics: final training metrics by `group/name`; may be empty when only the evaluation is news.
         params: parameters of the stage.
         evaluation: numbers of this policy on the test prompts, None while there are none.
+        tax: what this policy still does of what the SFT model did, with the changes; the SFT model has none.
+        marks: sentences about whether it ended where it was meant to.
 
     Returns:
         Markdown.
@@ -48,8 +59,13 @@ def model_card(
     parents = {name.rpartition(".")[2]: value for name, value in tags.items() if name.startswith("ratchet.parent.")}
     parts.append(_section("Made from", (f"{stage}: {value}" for stage, value in parents.items())))
     parts.append(_section("Training", _training(stage, metrics, params)))
+    cost = tax_lines(tax or {})
     if evaluation:
-        parts.append(_section("Evaluation on held-out test prompts", evaluation_lines(evaluation)))
+        # The section on the tax says the perplexity again, with the one before.
+        told = {name: value for name, value in evaluation.items() if not (cost and name == "perplexity")}
+        parts.append(_section("Evaluation on held-out test prompts", evaluation_lines(told)))
+    parts.append(_section("Alignment tax: what it still does of what sft did", cost))
+    parts.append(_section("Marks", marks))
     parts.append(_section("Rebuild", _rebuild(stage, tags)))
     return "\n\n".join(part for part in parts if part)
 
@@ -65,6 +81,15 @@ def evaluation_lines(numbers: Mapping[str, Any]) -> list[str]:
             lines.append(f"{words}: {numbers[name]:.3f}{interval}")
     lines += [f"{words}: {numbers[name]:.4g}" for name, words in PLAIN if isinstance(numbers.get(name), int | float)]
     return lines
+
+
+def tax_lines(numbers: Mapping[str, Any]) -> list[str]:
+    """Say what alignment cost: each measure after and before; nothing where the one before is unknown."""
+    return [
+        f"{words}: {numbers[name]:.4g}, sft {numbers[name] - numbers[f'{name}_change']:.4g}"
+        for name, words in TAX
+        if name in numbers and f"{name}_change" in numbers
+    ]
 
 
 def _training(stage: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from tasks.live_run import metric_name
+from tasks.marks import marks
 from tasks.model_card import model_card
 from tasks.publish_version import find_version, model_id_of
 from tasks.registry_config import RegistryConfig
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 EVALUATION = "ratchet.evaluation"
 TEST_NUMBERS = "ratchet.evaluation.test"
-SPLITS = ("dev", "test")
+BLOCKS = ("dev", "test", "unlike", "tax")
+"""Parts of the evaluation that have numbers by policy; an older one may lack some."""
 
 
 def publish_evaluation(client: MlflowClient, evaluation: EvaluationOutput, names: RegistryConfig) -> str | None:
@@ -55,24 +57,32 @@ def _attach(client: MlflowClient, version: ModelVersion, stage: str, evaluation:
     # A later evaluation of the same weights is another point of the same curve.
     step = int(run.data.tags.get(f"{EVALUATION}.count", "0"))
     when = int(run.info.start_time) + step
-    numbers = {split: (evaluation.report.get(split) or {}).get(stage) or {} for split in SPLITS}
+    numbers = {block: (evaluation.report.get(block) or {}).get(stage) or {} for block in BLOCKS}
     # The group keeps these numbers apart from those that the stage itself reported about its splits.
     metrics = [
-        Metric(metric_name(f"evaluation/{split}/{name}"), value, when, step, model_id=model_id_of(version))
-        for split in SPLITS
-        for name, value in flat_numbers(numbers[split])
+        Metric(metric_name(f"evaluation/{block}/{name}"), value, when, step, model_id=model_id_of(version))
+        for block in BLOCKS
+        for name, value in flat_numbers(numbers[block])
     ]
     if metrics:
         client.log_batch(run.info.run_id, metrics=metrics)
     name, number = version.name, str(version.version)
     client.set_model_version_tag(name, number, TEST_NUMBERS, json.dumps(numbers["test"]))
     final = {key.removeprefix("final/"): value for key, value in run.data.metrics.items() if key.startswith("final/")}
-    client.update_model_version(
-        name, number, model_card(version.tags, final, _params(run.data.params), numbers["test"])
-    )
+    card = model_card(
+        version.tags, final, _params(run.data.params), numbers["test"],
+        tax=numbers["tax"], marks=_verdicts(stage, evaluation),
+    )  # fmt: skip
+    client.update_model_version(name, number, card)
     client.set_tag(run.info.run_id, EVALUATION, evaluation.md5)
     client.set_tag(run.info.run_id, f"{EVALUATION}.count", str(step + 1))
     client.set_model_version_tag(name, number, EVALUATION, evaluation.md5)
+
+
+def _verdicts(stage: str, evaluation: EvaluationOutput) -> list[str]:
+    """The sentences of the policy's own marks; those about another model are not said of this one."""
+    own = (evaluation.report.get("marks") or {}).get(stage) or {}
+    return [mark.sentence for mark in marks({"evaluate": {"marks": {stage: own}}})]
 
 
 def _params(flat: dict[str, str]) -> dict[str, object]:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from rlhf.errors import BadInput
 from rlhf.outputs import atomic_writer, read_jsonl
 from tasks import report_evaluation
-from tasks.report_charts import line_chart
-from tasks.report_curves import CURVES, STAGES, lines_of, read_curve
+from tasks.marks import marks
+from tasks.report_curves import CURVES, STAGES, charts_of, read_curve
 from tasks.report_decision import read_decision
 from tasks.report_samples import Group, choose_samples
 from tasks.report_tables import LABELS, Tables, data_tables, parameter_sections, show_number, stage_rows
+from tasks.report_tax import tax
+from tasks.report_unlike import unlike
 from tasks.settings import tmp_dir
 
 if TYPE_CHECKING:
@@ -67,26 +69,28 @@ def render(root: Path) -> Path:
 
 def collect(root: Path) -> dict[str, Any]:
     """Gather everything that the page shows; a part that is missing is None or empty."""
-    evaluation = _read_json(root / "data/metrics/evaluate.json")
+    metrics = {path.stem: _read_json(path) for path in sorted((root / "data/metrics").glob("*.json"))}
+    evaluation = metrics.get("evaluate", {})
     decision = read_decision(root)
     return {
         "name": root.resolve().name,
         "headline": report_evaluation.headline(evaluation),
         "cards": decision.cards + report_evaluation.cards(evaluation),
         "decision": decision,
+        "marks": marks(metrics),
         "results": report_evaluation.results(evaluation, root / "data/curves/frontier.csv"),
+        "unlike": unlike(evaluation),
+        "tax": tax(evaluation),
         "samples": _samples(root / "data/evaluation/answers.jsonl", evaluation),
         "training": _training(root / "data/curves"),
         "trust": report_evaluation.trust(evaluation),
-        "data": data_tables(_read_json(root / "data/metrics/validate.json")),
+        "data": data_tables(metrics.get("validate", {})),
         "stages": stage_rows(root),
         "parameters": parameter_sections(root / "params.yaml"),
     }
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -120,11 +124,7 @@ def _training(folder: Path) -> Tables:
     curves = {stage: read_curve(folder / f"{stage}.csv") for stage in STAGES}
     stages: dict[str, Tables] = {stage: [] for stage in STAGES}
     for number, spec in enumerate(CURVES):
-        lines = lines_of(spec, curves[spec.stage])
-        if lines:
-            title = f"{spec.stage}: {spec.title}"
-            svg = line_chart(f"curve-{number}", title, lines, x_label="step", y_label=spec.y_label)
-            stages[spec.stage].append({"title": spec.title, "svg": svg, "note": spec.note})
+        stages[spec.stage] += charts_of(f"curve-{number}", spec, curves[spec.stage])
     return [{"name": stage, "title": STAGES[stage], "charts": charts} for stage, charts in stages.items()]
 
 

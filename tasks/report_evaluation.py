@@ -66,13 +66,12 @@ def results(evaluation: Document, frontier: Path) -> dict[str, Any] | None:
     """
     if not evaluation:
         return None
-    # The null comparison comes last: it is there to measure the others by.
-    test = dict(sorted(evaluation["test"].items(), key=lambda item: item[0] == "sft_again"))
-    charts = _win_chart(test) + _frontier_charts(frontier)
+    test = null_last(evaluation["test"])
+    charts = win_charts("wins", "Win rate against SFT", test, WINS_NOTE) + _frontier_charts(frontier)
     wins = [f"{measure}_win_vs_sft" for measure in MEASURES]
     others = [name for name in dict.fromkeys(name for found in test.values() for name in found) if "_win_" not in name]
     rows = [
-        {"name": LABELS.get(name, name), "cells": [_cell(found, name) for found in test.values()]}
+        {"name": LABELS.get(name, name), "cells": [cell(found, name) for found in test.values()]}
         for name in [*wins, *others]
         if any(name in found for found in test.values())
     ]
@@ -102,20 +101,43 @@ def trust(evaluation: Document) -> dict[str, Any] | None:
     return {"charts": charts, "rows": rows}
 
 
-def _prompts(evaluation: Document) -> str:
-    count = (evaluation.get("prompts") or {}).get("test")
-    return "the test prompts" if count is None else f"{count} test prompts"
+def null_last(policies: Mapping[str, Document]) -> dict[str, Document]:
+    """Put the null comparison last: it is there to measure the others by."""
+    return dict(sorted(policies.items(), key=lambda item: item[0] == "sft_again"))
 
 
-def _win_chart(test: Document) -> Tables:
+def win_charts(name: str, title: str, policies: Mapping[str, Document], note: str) -> Tables:
+    """Draw the win rates of policies with their intervals.
+
+    Args:
+        name: as in `win_rate_chart`.
+        title: as in `win_rate_chart`.
+        policies: results by policy; those without win rates, as the baseline, get no bar.
+        note: what stands below the chart.
+
+    Returns:
+        One chart, or none where there is no win rate.
+    """
     bars = [
         Bar(policy, MEASURES[measure], *_win(found, measure))
         for measure in MEASURES
-        for policy, found in test.items()
+        for policy, found in policies.items()
         if f"{measure}_win_vs_sft" in found
     ]
-    title = "Win rate against SFT"
-    return [{"title": title, "svg": win_rate_chart("wins", title, bars), "note": WINS_NOTE}] if bars else []
+    return [{"title": title, "svg": win_rate_chart(name, title, bars), "note": note}] if bars else []
+
+
+def cell(found: Document, name: str) -> str:
+    """Show one result of a policy, a win rate with its interval; a dash where it is not known."""
+    if name.endswith("_win_vs_sft") and name in found:
+        rate, low, high = _win(found, name.removesuffix("_win_vs_sft"))
+        return f"{rate:.3f} ({low:.3f} to {high:.3f})"
+    return show_number(found.get(name))
+
+
+def _prompts(evaluation: Document) -> str:
+    count = (evaluation.get("prompts") or {}).get("test")
+    return "the test prompts" if count is None else f"{count} test prompts"
 
 
 def _frontier_charts(path: Path) -> Tables:
@@ -134,13 +156,6 @@ def _frontier_charts(path: Path) -> Tables:
 
 def _win(found: Document, measure: str) -> tuple[float, float, float]:
     return found[f"{measure}_win_vs_sft"], found[f"{measure}_win_low"], found[f"{measure}_win_high"]
-
-
-def _cell(found: Document, name: str) -> str:
-    if name.endswith("_win_vs_sft") and name in found:
-        rate, low, high = _win(found, name.removesuffix("_win_vs_sft"))
-        return f"{rate:.3f} ({low:.3f} to {high:.3f})"
-    return show_number(found.get(name))
 
 
 def _duel(name: str, found: Document) -> str:

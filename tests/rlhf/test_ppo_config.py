@@ -32,8 +32,6 @@ GROUPED = {"advantage": "leave_one_out", "group_size": 4}
         ({"step_kl_target": 0.01}, "step_kl_target is 0.01, wanted null unless objective is penalised"),
         ({"step_kl_target": 0.01, "objective": "penalised", "step_kl_coef": 0.0}, "step_kl_target is 0.01"),
         ({"reference": "adapter_off"}, "reference is adapter_off, wanted frozen since lora_rank is 0"),
-        ({"rewards": {}}, "rewards is {}, wanted at least one signal"),
-        ({"rewards": {"length": float("nan")}}, "rewards is"),
         ({"objective": "trust_region", "entropy_coef": 0.1}, "entropy_coef is 0.1, which objective trust_region"),
         ({"objective": "trust_region", "ptx_coef": 0.1}, "ptx_coef is 0.1, which objective trust_region"),
         ({"objective": "trust_region", "mask_cut": True}, "mask_cut is True, which objective trust_region"),
@@ -74,6 +72,31 @@ def test_sampler_modifiers_do_not_exist():
     names = {field.name for field in dataclasses.fields(Config)}
     assert not names & set(REFUSED)
     assert {"top_k", "top_p", "repetition_penalty", "min_length"} <= set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rewards": {}}, r"ppo\.rewards is {}, wanted at least one signal with a finite weight that is not 0"),
+        ({"rewards": {"reward_model": 0.0}}, r"ppo\.rewards is {'reward_model': 0.0}, wanted at least one signal"),
+        ({"rewards": {"reward_model": float("nan")}}, r"ppo\.rewards is {'reward_model': nan}"),
+        (
+            {"rewards": {"reward_modle": 1.0}},
+            r"ppo\.rewards\.reward_modle: no such signal; did you mean reward_model\?",
+        ),
+        ({"rewards": {"taste": 1.0}}, "no such signal; there are reward_model, exact_answer, .*module:function"),
+        ({"rewards": {"length": 1.0}}, r"missing key ppo\.reward_rules\.length\.at_most"),
+        ({"reward_rules": {"lenght": {}}}, r"ppo\.reward_rules\.lenght: no such rule; did you mean length\?"),
+        ({"reward_rules": {"charm": {}}}, "no such rule; there are exact_answer, format, length, forbidden_phrases"),
+        (
+            {"rewards": {"length": 1.0}, "reward_rules": {"length": {"at_most": 9, "unit": "lines"}}},
+            r"ppo\.reward_rules\.length: unit is 'lines', wanted one of words",
+        ),
+    ],
+)
+def test_signals_are_checked_with_the_settings_and_not_only_when_the_stage_runs(changes, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        dataclasses.replace(CONFIG, **changes)
 
 
 def test_values_are_wanted_by_gae_and_by_the_value_baseline_only():

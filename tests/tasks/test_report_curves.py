@@ -65,6 +65,12 @@ def test_charts_of_ppo_are_those_that_its_columns_give(header: str, wanted: list
     assert titles("ppo", header) == wanted
 
 
+def test_signals_keep_the_names_that_they_have_in_the_parameters() -> None:
+    (spec,) = [spec for spec in CURVES if spec.prefix == "reward_"]
+    curve = {name: ([1.0], [0.5]) for name in ("reward_my_rules:polite", "reward_disagreement", "reward_reward_model")}
+    assert [line.name for line in lines_of(spec, curve)] == ["my_rules:polite", "reward_model"]
+
+
 def test_change_of_both_sides_of_dpo_and_of_kto() -> None:
     assert titles("dpo", "chosen_change,rejected_change") == ["Change of log-probability since SFT"]
     assert titles("dpo", "desirable_change") == ["Change of log-probability since SFT, by verdict"]

@@ -35,6 +35,7 @@ def test_the_chart_is_another_one_than_that_of_the_test_prompts() -> None:
     found = unlike(FULL)
     assert found is not None
     (chart,) = found["charts"]
+    assert chart["title"] == "Win rate against SFT, unlike prompts"
     assert 'id="unlike-wins-' in chart["svg"]
     assert ">0.65<" in chart["svg"]
     assert ">0.80<" not in chart["svg"]

@@ -171,5 +171,5 @@ def test_losses_that_stay_not_a_number_end_the_stage(inputs, tmp_path, monkeypat
 
 
 def test_a_signal_that_nobody_knows_is_refused(inputs, tmp_path):
-    with pytest.raises(BadInput, match=r"ppo\.rewards\.taste: no such signal"):
-        run(inputs, tmp_path, rewards={"taste": 1.0})
+    with pytest.raises(BadInput, match=r"ppo\.rewards\.nowhere:taste: nowhere: no such module"):
+        run(inputs, tmp_path, rewards={"nowhere:taste": 1.0})

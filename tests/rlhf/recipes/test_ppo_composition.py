@@ -175,3 +175,9 @@ def test_while_a_shared_head_warms_up_the_policy_rests(inputs, tmp_path):
     assert [row["kl"] for row in rows[:3]] == pytest.approx([0.0] * 3, abs=1e-6)
     assert rows[3]["kl"] > 0
     assert torch.tensor([row["value_loss"] for row in rows]).isfinite().all()
+
+
+def test_without_values_there_is_nothing_to_warm_up_and_the_policy_learns_at_once(inputs, tmp_path):
+    rows, _ = run(inputs, tmp_path, updates=2, advantage="leave_one_out", group_size=4, value_warmup_updates=1)
+    assert rows[0]["grad_norm"] > 0
+    assert rows[1]["kl"] > 0

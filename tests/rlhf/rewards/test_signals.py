@@ -204,12 +204,9 @@ def test_a_row_without_a_text_is_refused(rollout):
 @pytest.mark.parametrize(
     ("weights", "changes", "sentence"),
     [
-        ({}, {}, "at least one is not 0"),
-        ({"length": 0.0}, {"rule_settings": {"length": {"at_most": 1}}}, "at least one is not 0"),
-        ({"reward_model": float("nan")}, {}, "finite weights"),
+        ({}, {}, "with a finite weight that is not 0"),
         ({"charm": 1.0}, {}, "no such signal; there are reward_model, exact_answer"),
         ({"reward_model": 1.0}, {"reward_model": None}, "no reward model was loaded"),
-        ({"reward_model": 1.0}, {"rule_settings": {"lenght": {}}}, "no such rule; there are exact_answer"),
         ({"reward_model": 1.0}, {"combination": "best"}, "wanted one of mean, worst, uncertainty"),
         ({"model:none": 1.0}, {}, r"no folder data/base/none; add one with `ratchet ingest"),
         ({"model:../x": 1.0}, {"base": Path("data")}, "no folder"),
