@@ -69,6 +69,7 @@ def run_stage(run: Run, folder: Path, *, project: Path = ROOT, keep: bool = Fals
     Returns:
         The result, also of a run that failed.
     """
+    folder = folder.resolve()  # the stage runs in it
     wanted, kept = json.loads(json.dumps(asdict(run))), folder / "result.json"
     if kept.is_file():
         old = json.loads(kept.read_text(encoding="utf-8"))
