@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 METRICS = Path("data/metrics")
 SAMPLES = Path("data/samples")
+EVALUATE = "evaluate"
 TELLING = (
     "test.accuracy", "dev.accuracy", "accuracy", "test.perplexity", "dev.perplexity", "perplexity", "test.loss",
     "dev.loss", "reward", "kl", "loss", "accepted", "records", "rows",
@@ -43,7 +44,7 @@ def collect(root: Path, outcome: "Outcome") -> Document:
         "run_id": outcome.run_id,
         "commit": outcome.commit,
         "stages": [_stage(root, outcome, name) for name in outcome.order],
-        "win_rates": win_rates(root),
+        "win_rates": win_rates(root) if EVALUATE in outcome.results else {},
         "marks": [dataclasses.asdict(mark) for mark in run_marks(root, outcome)],
         "advice": [dataclasses.asdict(advice) for advice in _advice(root)],
         "published": list(outcome.published.published) if outcome.published else [],
@@ -62,7 +63,7 @@ def collect(root: Path, outcome: "Outcome") -> Document:
 
 def win_rates(root: Path) -> dict[str, dict[str, float]]:
     """Return, per policy of the last evaluation, its win rates against sft on the test prompts, with intervals."""
-    metrics = read_metrics(root, "evaluate")
+    metrics = read_metrics(root, EVALUATE)
     test = metrics.get("test")
     found: dict[str, dict[str, float]] = {}
     for policy, values in (test if isinstance(test, Mapping) else {}).items():

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple, TypeAlias
 
+LOST = "\ufffd"
+"""What a tokenizer writes for bytes that are no text; `validate` refuses a record that holds it."""
 TIE = 1e-4
 """Scores this close are a tie: equal answers differ by less, through the padding that they are batched with."""
 Which: TypeAlias = Literal["best_worst", "all"]
@@ -20,7 +22,7 @@ class JudgedPair(NamedTuple):
 
 
 def usable(texts: Sequence[str], ended: Sequence[bool]) -> list[int]:
-    """Places of the answers that can stand in a pair: ended by themselves, not empty, and each text once.
+    """Places of the answers that can stand in a pair: ended by themselves, not empty, all text, and each text once.
 
     A cut answer would teach that its last word is an end, since a pair is read with an end token after each answer.
 
@@ -32,7 +34,7 @@ def usable(texts: Sequence[str], ended: Sequence[bool]) -> list[int]:
     places = []
     for place, (text, whole) in enumerate(zip(texts, ended, strict=True)):
         bare = text.strip()
-        if whole and bare and bare not in seen:
+        if whole and bare and LOST not in bare and bare not in seen:
             seen.add(bare)
             places.append(place)
     return places

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.answer_pairs import WHICH, JudgedPair, Which, every_pair, pairs_by_score, pairs_by_verdict, usable
+from rlhf.answer_pairs import LOST, WHICH, JudgedPair, Which, every_pair, pairs_by_score, pairs_by_verdict, usable
 from rlhf.data import rubric
 from rlhf.data.records import digest
 from rlhf.errors import BadInput
@@ -188,13 +188,16 @@ def collect(
         for record, found, kept in zip(prompts, drawn, places, strict=True)
     ]
     labels = label(asked, plan.which)
+    ended = [text for found in drawn for text, whole in found if whole]
+    lost = sum(LOST in text for text in ended)
     settings = {name: getattr(plan, name) for name in ("temperature", "max_new_tokens", "seed", "answers")}
     rows = list(_rows(asked, labels, annotator=annotator, origin={**origin, **settings}))
     counts = {
         "prompts": len(prompts),
         "answers": plan.answers * len(prompts),
-        "cut": sum(not ended for found in drawn for _, ended in found),
-        "empty_or_repeated": sum(ended for found in drawn for _, ended in found) - sum(map(len, places)),
+        "cut": plan.answers * len(prompts) - len(ended),
+        "with_lost_characters": lost,
+        "empty_or_repeated": len(ended) - lost - sum(map(len, places)),
         "prompts_without_a_pair": sum(not pairs for pairs in labels.pairs),
         "pairs": len(rows),
         "pairs_called_a_tie": sum(row["label"] == 0.5 for row in rows),

@@ -1,12 +1,12 @@
 """Settings of the policy-gradient recipe: what may be composed, in which ranges, and what does not go together."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rlhf.device import PRECISIONS
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
+from rlhf.rewards.sources import check_names
 
 GROUP_ADVANTAGES = ("leave_one_out", "group_relative", "group_centred")
 ADVANTAGES = ("gae", "reward_to_go", "full_return", *GROUP_ADVANTAGES)
@@ -60,7 +60,7 @@ class Config:
     final_lr_fraction: float
     """Share of the peak rates that is left at the end of the straight descent, in [0, 1]."""
     value_warmup_updates: int
-    """First updates in which only the value model learns, less than `updates`."""
+    """First updates in which only the value model learns, less than `updates`; none where no values are needed."""
     advantage: str
     """One of `ADVANTAGES`."""
     baseline: str
@@ -155,12 +155,14 @@ class Config:
 
         Raises:
             ValueError: a field is out of range or does not go with another.
+            BadInput: a signal or a rule in `rewards` and `reward_rules` that does not exist or is set up wrongly.
         """
         _check_ranges(self)
         _check_choices(self)
         for wrong, sentence in _conflicts(self):
             if wrong:
                 raise ValueError(sentence)
+        check_names(self.rewards, self.reward_rules)
 
     @property
     def needs_values(self) -> bool:
@@ -245,8 +247,6 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
          f"step_kl_target is {c.step_kl_target}, wanted null unless objective is penalised and step_kl_coef above 0"),
         (c.reference == "adapter_off" and c.lora_rank == 0,
          "reference is adapter_off, wanted frozen since lora_rank is 0 and there is no adapter to switch off"),
-        (not c.rewards or not all(math.isfinite(weight) for weight in c.rewards.values()),
-         f"rewards is {c.rewards}, wanted at least one signal with a finite weight, such as reward_model: 1.0"),
         *((c.objective == "trust_region" and wrong,
            f"{name} is {getattr(c, name)}, which objective trust_region has no place for; use clipped")
           for name, wrong in in_trust_region.items()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Merge:
     """A merge that has been checked but not written."""
 
     profile: str
-    """Name of the profile, or its path."""
+    """Names of the profiles, or their paths, with a gap between them."""
     changes: tuple[Change, ...]
     """What differs, in the order of params.yaml."""
     text: str
@@ -77,12 +77,13 @@ def locate(root: Path, profile: str) -> Path:
     raise BadInput(f"no profile {profile!r} in profiles/ and no YAML file of that name; {hint}")
 
 
-def merge(root: Path, profile: str) -> Merge:
-    """Merge a profile into the project's params.yaml, in memory.
+def merge(root: Path, *profiles: str) -> Merge:
+    """Merge a profile, or several of which a later one goes first, into the project's params.yaml, in memory.
 
     Args:
         root: the project.
-        profile: see `locate`.
+        profiles: at least one, see `locate`. What they build on lies below all of them: `tiny algorithms/grpo` is
+            the tiny profile with what makes GRPO.
 
     Returns:
         The differences and the new text, in which everything but the changed values is as it was.
@@ -90,12 +91,13 @@ def merge(root: Path, profile: str) -> Merge:
     Raises:
         BadInput: no such profile, an unknown key, or a value that the stage's settings refuse.
     """
-    path = locate(root, profile)
-    values, whole = _values(root, path)
+    paths = [locate(root, profile) for profile in profiles]
+    values, whole = _values(root, paths)
+    file = " and ".join(path.name for path in paths)
     params_file = root / "params.yaml"
     default_text = (root / "profiles" / f"{DEFAULT}.yaml").read_text(encoding="utf-8")
     default = read_params(root / "profiles" / f"{DEFAULT}.yaml")
-    _refuse_unknown(values, default, path.name)
+    _refuse_unknown(values, default, file)
     try:
         current = read_params(params_file)
     except BadInput:
@@ -106,8 +108,8 @@ def merge(root: Path, profile: str) -> Merge:
     text = default_text if whole and _keys(current) != _keys(default) else params_file.read_text(encoding="utf-8")
     new_text = set_values(text, _flat(values), file="params.yaml")
     params: dict[str, Any] = load(new_text, file="params.yaml")
-    check(root, params, file=f"params.yaml with {path.name}")
-    return Merge(profile=profile, changes=_differences(current, params), text=new_text, params=params)
+    check(root, params, file=f"params.yaml with {file}")
+    return Merge(profile=" ".join(profiles), changes=_differences(current, params), text=new_text, params=params)
 
 
 def changes(params_file: Path, text: str) -> tuple[Change, ...]:
@@ -181,19 +183,28 @@ def _lookup(params: Mapping[str, Any], key: str, file: str) -> Any:
     return flat.get(key, params.get(key))
 
 
-def _values(root: Path, path: Path) -> tuple[dict[str, Any], bool]:
-    """Read a profile and those it builds on; tell whether together they state every value."""
-    values = read_params(path)
-    whole = path == root / "profiles" / f"{DEFAULT}.yaml"
-    seen = [path]
-    while FROM in values:
-        base = locate(root, str(values.pop(FROM)))
-        if base in seen:
+def _values(root: Path, paths: Sequence[Path]) -> tuple[dict[str, Any], bool]:
+    """Read profiles and those they build on, later ones on top; tell whether together they state every value."""
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    for path in paths:
+        top, *below = _chain(root, path)
+        laid = [file for file, _ in layers]
+        layers = [*(layer for layer in reversed(below) if layer[0] not in laid), *layers, top]
+    values: dict[str, Any] = {}
+    for _, own in layers:
+        values = _overlay(values, own)
+    return values, root / "profiles" / f"{DEFAULT}.yaml" in [file for file, _ in layers]
+
+
+def _chain(root: Path, path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A profile and those it builds on, itself first, each with what it says of its own."""
+    chain = [(path, read_params(path))]
+    while FROM in chain[-1][1]:
+        base = locate(root, str(chain[-1][1].pop(FROM)))
+        if base in [file for file, _ in chain]:
             raise BadInput(f"{path.name}: its `from` leads back to {base.name}; remove one of them")
-        seen.append(base)
-        whole = base == root / "profiles" / f"{DEFAULT}.yaml"
-        values = _overlay(read_params(base), values)
-    return values, whole
+        chain.append((base, read_params(base)))
+    return chain
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def main(
         objectives = make_objectives(
             config, roles.forbidden, ptx=ptx, update=update, kl_coef=kl.coef, step_kl_coef=step_kl.coef
         )  # fmt: skip
-        trains = update >= config.value_warmup_updates
+        trains = update >= config.value_warmup_updates or not config.needs_values
         learners = Learners(policy=policy, value_model=value_model, train_policy=trains)
         learnt = take_steps(learners, rollout, objectives, config, order=random_source(seed, update, 0))
 

@@ -31,7 +31,7 @@ from rlhf.errors import BadInput
 from rlhf.reward_model import RewardModel
 from rlhf.rewards.answer import Answer, TextFunction
 from rlhf.rewards.ensemble import load_members
-from rlhf.rewards.sources import REWARD_MODEL, RULES, ModelScore, model_score, own_function, rule
+from rlhf.rewards.sources import REWARD_MODEL, RULES, ModelScore, check_names, model_score, own_function, rule
 from rlhf.rewards.text_models import TextModel, load_text_model
 
 TOTAL = "total"
@@ -210,11 +210,7 @@ def build_signals(
         BadInput: an unknown name, a weight that is not finite, no weight but 0, settings that do not fit, or a signal
             that cannot be loaded.
     """
-    if not all(math.isfinite(weight) for weight in weights.values()) or not any(weights.values()):
-        raise BadInput(f"{stage}.rewards is {dict(weights)}, wanted finite weights of which at least one is not 0")
-    for name in rule_settings:
-        if name not in RULES:
-            raise BadInput(f"{stage}.reward_rules.{name}: no such rule; there are {', '.join(RULES)}")
+    check_names(weights, rule_settings, stage=stage)
     model: ModelScore | None = None
     functions: dict[str, TextFunction] = {}
     text_models = {}
@@ -234,9 +230,6 @@ def build_signals(
                     f"`ratchet ingest --model DIR --as {rest or 'NAME'}`"
                 )
             text_models[name] = load_text_model(base / rest, device=device, precision=precision, rows=rows)
-        elif colon:
-            functions[name] = own_function(name, stage=stage)
         else:
-            known = f"{REWARD_MODEL}, {', '.join(RULES)}, model:NAME and module:function"
-            raise BadInput(f"{stage}.rewards.{name}: no such signal; there are {known}")
+            functions[name] = own_function(name, stage=stage)
     return Signals(weights, model=model, functions=functions, text_models=text_models)

@@ -1,8 +1,10 @@
 """Where signals come from: the reward model on ids, rules with their settings, functions of the user's own."""
 
+import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 import site
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,38 @@ RULES: dict[str, type] = {
 
 ModelScore: TypeAlias = Callable[[Batch], Mapping[str, Tensor]]
 """From a batch to the score of the reward model, by its name, and what else it says about each row."""
+
+
+def check_names(weights: Mapping[str, float], rule_settings: Mapping[str, Any], *, stage: str = "ppo") -> None:
+    """Refuse what can be seen to be wrong before anything runs: names, and the settings of the rules in use.
+
+    Args:
+        weights: `rewards`, weight by name.
+        rule_settings: `reward_rules`, settings by name of the rule.
+        stage: the section, for messages.
+
+    Raises:
+        BadInput: no weight but 0 or one that is not finite, an unknown signal or rule, or settings that do not fit.
+    """
+    if not all(math.isfinite(weight) for weight in weights.values()) or not any(weights.values()):
+        raise BadInput(
+            f"params.yaml: {stage}.rewards is {dict(weights)}, wanted at least one signal with a finite weight that is "
+            "not 0, such as reward_model: 1.0"
+        )
+    for name in rule_settings:
+        if name not in RULES:
+            raise BadInput(f"params.yaml: {stage}.reward_rules.{name}: no such rule; {_nearest(name, [*RULES])}")
+    for name in weights:
+        if name in RULES:
+            rule(name, rule_settings.get(name, {}), stage=stage)
+        elif name != REWARD_MODEL and ":" not in name:
+            hint = _nearest(name, [REWARD_MODEL, *RULES], "model:NAME", "module:function")
+            raise BadInput(f"params.yaml: {stage}.rewards.{name}: no such signal; {hint}")
+
+
+def _nearest(name: str, known: Sequence[str], *also: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join([*known, *also])}"
 
 
 def model_score(members: Sequence[RewardModel], *, how: str, coef: float, rows: int) -> ModelScore:

@@ -154,6 +154,13 @@ def test_headlines() -> None:
     assert headline({}) is None
 
 
+def test_a_run_that_did_not_evaluate_shows_no_win_rates_of_the_past(tmp_path: Path, outcome: Outcome) -> None:
+    del outcome.results["evaluate"]
+    document = collect(tmp_path, outcome)
+    assert document["win_rates"] == {}
+    assert "win rate" not in as_text(document)
+
+
 def test_no_evaluation_no_win_rates(tmp_path: Path) -> None:
     assert win_rates(tmp_path) == {}
     write(tmp_path, "evaluate", {"test": 3})

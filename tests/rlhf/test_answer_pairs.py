@@ -9,6 +9,10 @@ def test_cut_empty_and_repeated_answers_stand_in_no_pair() -> None:
     assert usable([], []) == []
 
 
+def test_bytes_that_are_no_text_stand_in_no_pair_since_validate_would_refuse_it() -> None:
+    assert usable(["Yes \ufffd.", "Yes.", "\ufffd"], [True, True, True]) == [1]
+
+
 def test_a_repeat_of_a_cut_answer_is_kept() -> None:
     assert usable(["Yes.", "Yes."], [False, True]) == [1]
 

@@ -103,10 +103,21 @@ def test_best_and_worst_is_at_most_one_pair_a_prompt(root: Path, policy: Policy,
     assert found.counts["pairs_called_a_tie"] == 0
 
 
+def test_answers_that_are_not_all_text_are_left_out_and_counted(root: Path, policy: Policy, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for number, text in enumerate(["A broken \ufffd answer.", "A whole answer.", "Another answer."]):
+        write_jsonl(work / f"answers-{number}.jsonl", [{"text": text, "ended": True}] * 6)
+    found = collected(root, policy, work)
+    assert found.counts["with_lost_characters"] == 6
+    assert (found.counts["cut"], found.counts["empty_or_repeated"]) == (0, 0)
+    assert {(row["response_a"], row["response_b"]) for row in found.rows} == {("A whole answer.", "Another answer.")}
+
+
 def test_cut_answers_stand_in_no_pair(root: Path, policy: Policy, tmp_path: Path) -> None:
     found = collected(root, policy, tmp_path, max_new_tokens=1)
     assert found.rows == []
-    assert found.counts["cut"] + found.counts["empty_or_repeated"] == 18
+    assert sum(found.counts[name] for name in ("cut", "with_lost_characters", "empty_or_repeated")) == 18
     assert found.gold_accuracy is None
 
 

@@ -29,6 +29,10 @@ judge:
   micro_batch: null          # all
   epochs: 2.0                # passes
   centering: 0.01            # weight
+  margin_coef: 0.0           # weight
+  ranking_loss: pairs        # pairs or plackett_luce
+  members: 1                 # models
+  member_share: 1.0          # share
   warmup_fraction: 0.05      # share
   final_lr_fraction: 0.1     # share
   max_grad_norm: 1.0         # clip
@@ -102,6 +106,30 @@ def test_a_profile_may_build_on_another(project: Path) -> None:
     add(project, "one", "from: two\n")
     with pytest.raises(BadInput, match="leads back to two"):
         merge(project, "two")
+
+
+def test_a_method_may_be_laid_over_another_profile(project: Path) -> None:
+    add(project, "small", "from: default\nseed: 5\njudge:\n  epochs: 1.0\n  batch_size: 8\n")
+    add(project, "algorithms/tied", "from: default\njudge:\n  pooling: last\n  batch_size: 4\n")
+    merged = merge(project, "small", "algorithms/tied")
+    # The method's own two values, and the rest of `small`: the defaults below the method are not laid a second time.
+    assert {c.key: c.new for c in merged.changes} == {
+        "seed": 5, "judge.pooling": "last", "judge.batch_size": 4, "judge.epochs": 1.0,
+    }  # fmt: skip
+    assert merged.profile == "small algorithms/tied"
+    (project / "params.yaml").write_text(merged.text)
+    # Alone it stands on what it builds on, whatever was in use before.
+    assert {c.key: c.new for c in merge(project, "algorithms/tied").changes} == {"seed": 1, "judge.epochs": 2.0}
+    # The same whichever method was in use before: nothing of it is left.
+    assert {c.key: c.new for c in merge(project, "small").changes} == {"judge.pooling": "mean", "judge.batch_size": 8}
+    # The later one goes first, also where it is what the earlier one builds on.
+    assert merge(project, "small", "default").params == read_params(project / "profiles" / "default.yaml")
+    # And over a profile that builds on nothing.
+    add(project, "twin", "seed: 9\n")
+    assert merge(project, "twin", "algorithms/tied").params["seed"] == 9
+    add(project, "bad", "judge:\n  scale: -1.0\n")
+    with pytest.raises(BadInput, match=r"params.yaml with small.yaml and bad.yaml: judge: scale"):
+        merge(project, "small", "bad")
 
 
 def test_the_defaults_heal_a_broken_file(project: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from rlhf.config import read_params
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,7 +67,17 @@ def test_the_document(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert document["missing"][0].startswith("data/raw/mine.jsonl; bring it with `ratchet ingest")
 
 
-@pytest.mark.parametrize("words", [[], ["defualt"], ["twin", "--back"], ["bad"]])
+def test_a_method_is_laid_over_a_profile(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["use", "tiny", "algorithms/grpo"]) == 0
+    assert "stands on the defaults" not in capsys.readouterr().out
+    ppo = read_params(project / "params.yaml")["ppo"]
+    assert (ppo["updates"], ppo["rollouts"], ppo["group_size"], ppo["kl_place"]) == (4, 16, 8, "loss")
+    assert main(["use", "algorithms/grpo"]) == 0
+    assert "`ratchet use PROFILE algorithms/grpo` lays it over another profile" in capsys.readouterr().out
+    assert read_params(project / "params.yaml")["ppo"]["updates"] == 80
+
+
+@pytest.mark.parametrize("words", [[], ["defualt"], ["twin", "--back"], ["bad"], ["twin", "bad"]])
 def test_a_refusal_leaves_the_file_alone(words: list[str], project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "profiles" / "bad.yaml").write_text("ppo:\n  updates: many\n")
     before = (project / "params.yaml").read_bytes()
