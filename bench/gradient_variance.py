@@ -94,7 +94,7 @@ def measure(
     explained = _fit_values(roles, samples, config, value_batches)
     gradients: dict[str, list[Tensor]] = {name: [] for name in ESTIMATORS}
     estimators = [load_section({"ppo": settings | changed}, "ppo", Config) for changed in ESTIMATORS.values()]
-    rows = config.micro_batch or config.minibatch
+    rows = config.micro_batch or config.step_rollouts
     for _ in range(batches):
         sample = next(samples)
         with torch.no_grad():
@@ -140,7 +140,7 @@ def noise(gram: NDArray[np.float64]) -> dict[str, float]:
 
 def _samples(actor: Any, roles: Roles, questions: list[Question], config: Config, seed: int) -> Iterator[Sample]:
     """Endless batches of fresh rollouts, each with prompts of its own."""
-    count, rows, number = config.rollouts // GROUP, config.micro_batch or config.minibatch, 0
+    count, rows, number = config.rollouts // GROUP, config.micro_batch or config.step_rollouts, 0
     while True:
         window = prompt_indices(len(questions), start=number * count, length=count, seed=seed)
         asked = [questions[index].ids for index in window for _ in range(GROUP)]
@@ -182,7 +182,7 @@ def _fit_values(roles: Roles, samples: Iterator[Sample], config: Config, batches
 def _gradients(actor: Any, roles: Roles, sample: Sample, advantages: list[Tensor], config: Config) -> list[Tensor]:
     """Gradient of the mean of A log pi over the tokens of a batch, for each A; one forward pass for all, [W] each."""
     total = float(sample.batch.response_mask.sum())
-    rows, count = config.micro_batch or config.minibatch, len(sample.batch.input_ids)
+    rows, count = config.micro_batch or config.step_rollouts, len(sample.batch.input_ids)
     weights = list(actor.parameters())
     found = [torch.zeros(sum(weight.numel() for weight in weights)) for _ in advantages]
     for start in range(0, count, rows):

@@ -20,11 +20,13 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"kl_coef": 0.15, "learning_rate": 3e-4, "updates": 80},
         {"kl_coef": 0.05, "learning_rate": 3e-4, "updates": 160},
         {"kl_coef": 0.08, "learning_rate": 6e-4, "updates": 160},
+        {"kl_coef": 0.12, "learning_rate": 6e-4, "updates": 160},
     ],
     "dpo": [
         {"beta": 0.1, "learning_rate": 2e-4},
         {"beta": 0.05, "learning_rate": 2e-4},
         {"beta": 0.1, "learning_rate": 4e-4},
+        {"beta": 0.3, "learning_rate": 2e-4},
     ],
 }
 """Changes to the project's settings, by method; as many for one as for the other."""

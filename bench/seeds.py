@@ -36,7 +36,8 @@ def main() -> int:
     entries = [Entry(method=method, seed=seed) for seed in range(1, asked.seeds + 1) for method in asked.only]
 
     def one(entry: Entry) -> Outcome:
-        return compete(entry, asked.out / f"{entry.method}-seed{entry.seed}", project=asked.project)
+        folder = asked.out / f"{entry.method}-seed{entry.seed}"
+        return compete(entry, folder, project=asked.project, evaluation={"best_of": []})
 
     outcomes = in_parallel(one, entries, workers=asked.jobs)
     rows = [row_of(outcome, band) for outcome in outcomes]

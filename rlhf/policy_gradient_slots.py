@@ -201,7 +201,7 @@ def cautions(config: Config) -> list[str]:
             "kl_estimator k3 in the loss is GRPO's choice; its mean gradient is that of KL(reference || policy), and "
             "k2's that of KL(policy || reference) (Schulman 2020)"
         )
-    several = config.epochs > 1 or config.minibatch < config.rollouts
+    several = config.epochs > 1 or config.step_rollouts < config.rollouts
     if config.objective == "reinforce" and several:
         found.append(
             "objective reinforce takes several steps on one batch of samples, and all but the first are biased; set "

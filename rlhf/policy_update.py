@@ -42,7 +42,7 @@ def make_objectives(
         step_kl_coef: price of divergence from the policy that sampled, now.
     """
     in_loss = config.kl_place == "loss" and config.kl_coef > 0
-    first_step = update * config.epochs * (config.rollouts // config.minibatch)
+    first_step = update * config.epochs * (config.rollouts // config.step_rollouts)
     return Objectives(
         policy=OBJECTIVES[config.objective](config, step_kl_coef),
         value=partial(clipped_value_loss, clip_range=config.value_clip), value_coef=config.value_coef,
@@ -69,11 +69,11 @@ def take_steps(
         Metrics; with a target for it or a trust region also `step_kl`, how far the update moved the policy, nats per
         token.
     """
-    rows, by_region = config.micro_batch or config.minibatch, config.objective == "trust_region"
+    rows, by_region = config.micro_batch or config.step_rollouts, config.objective == "trust_region"
     learnt = improve(
         replace(learners, train_policy=learners.train_policy and not by_region), rollout, objectives,
-        epochs=config.epochs, minibatch=config.minibatch, micro_batch=config.micro_batch, target_kl=config.target_kl,
-        order=order,
+        epochs=config.epochs, minibatch=config.step_rollouts, micro_batch=config.micro_batch,
+        target_kl=config.target_kl, order=order,
     )  # fmt: skip
     if by_region and learners.train_policy:
         step = trust_region_step(

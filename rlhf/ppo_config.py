@@ -41,8 +41,8 @@ class Config:
     """Responses to each prompt, divides `rollouts`; at least 2 for advantages within a group."""
     epochs: int
     """Passes over the rollouts of an update, at least 1."""
-    minibatch: int
-    """Rollouts in an optimizer step, over all ranks; divides `rollouts`."""
+    minibatch: int | None
+    """Rollouts in an optimizer step, over all ranks; divides `rollouts`; null means all of them."""
     micro_batch: int | None
     """Rollouts in a forward pass on one rank; null means a rank's whole minibatch. Does not change results."""
     temperature: float
@@ -170,6 +170,11 @@ class Config:
         return self.advantage == "gae" or self.baseline == "value"
 
     @property
+    def step_rollouts(self) -> int:
+        """Rollouts in an optimizer step, over all ranks."""
+        return self.rollouts if self.minibatch is None else self.minibatch
+
+    @property
     def clip_high(self) -> float:
         """How far a ratio may rise above 1."""
         return self.clip_range if self.clip_range_high is None else self.clip_range_high
@@ -221,7 +226,7 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
         "mask_cut": c.mask_cut, "value_model": shared and c.needs_values,
     }  # fmt: skip
     return [
-        (c.rollouts % c.minibatch > 0, f"minibatch is {c.minibatch}, wanted a divisor of rollouts = {c.rollouts}"),
+        (c.rollouts % c.step_rollouts > 0, f"minibatch is {c.minibatch}, wanted a divisor of rollouts = {c.rollouts}"),
         (c.rollouts % c.group_size > 0, f"group_size is {c.group_size}, wanted a divisor of rollouts = {c.rollouts}"),
         (max(c.warmup_updates, c.value_warmup_updates) >= c.updates,
          f"warmup_updates and value_warmup_updates must be less than updates = {c.updates}"),

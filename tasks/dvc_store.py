@@ -51,6 +51,11 @@ def object_path(cache: Path, md5: str) -> Path:
     return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
+def is_here(places: DvcPlaces, md5: str) -> bool:
+    """Tell whether the cache holds an output, or at least the listing of a folder."""
+    return object_path(places.cache, md5).is_file()
+
+
 def output_files(places: DvcPlaces, md5: str, path: str) -> dict[str, str]:
     """List the files of an output with their hashes.
 

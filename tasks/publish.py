@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.errors import BadInput
-from tasks.dvc_store import dvc_places
+from tasks.dvc_store import dvc_places, is_here
 from tasks.lock_file import read_lock
 from tasks.mlflow_store import StoreUnreachable, connect, exclusive, experiment_id, translated
 from tasks.publish_evaluation import publish_evaluation
@@ -46,8 +46,9 @@ def publish(root: Path, *, commit: str | None = None) -> PublishReport:
         commit: the commit that the outputs were made from; by default the tree is snapshotted as it stands.
 
     Returns:
-        What was published and what was there already. MLflow being down is no error: the report says so, and the
-        next call catches up.
+        What was published and what was there already. MLflow being down is no error, nor are models that dvc.lock
+        records and this copy of the project has not got, as in a fresh clone: the report says so, and the next call
+        catches up.
 
     Raises:
         BadInput: dvc.lock, mlflow/registry.yaml or an output file cannot be read.
@@ -60,7 +61,10 @@ def publish(root: Path, *, commit: str | None = None) -> PublishReport:
     with exclusive(state_dir(root) / "publish.lock"):
         ledger = Ledger(root)
         keys = [output.key for output in outputs] + ([evaluation.key] if evaluation else [])
-        wanted = set(ledger.missing(keys))
+        unpublished, places = set(ledger.missing(keys)), dvc_places(root)
+        absent = [output for output in outputs if output.key in unpublished and not is_here(places, output.md5)]
+        wanted = unpublished - {output.key for output in absent}
+        waiting = _absence(absent)
         try:
             if wanted:
                 client = connect(root)
@@ -73,14 +77,21 @@ def publish(root: Path, *, commit: str | None = None) -> PublishReport:
                         if run_id is not None:
                             ledger.add(evaluation.key, run_id)
                             done.append(EVALUATE)
-            waiting = None
         except StoreUnreachable as error:
             waiting = str(error)
     everything = [output.stage for output in outputs] + ([EVALUATE] if evaluation else [])
     by_key = dict(zip(keys, everything, strict=True))
     return PublishReport(
-        published=done, unchanged=[name for key, name in by_key.items() if key not in wanted], waiting=waiting
+        published=done, unchanged=[name for key, name in by_key.items() if key not in unpublished], waiting=waiting
     )
+
+
+def _absence(outputs: list[StageOutput]) -> str | None:
+    """Say which models are not here; None when all are."""
+    if not outputs:
+        return None
+    names = ", ".join(output.stage for output in outputs)
+    return f"{names}: the DVC cache has not got the weights; `ratchet run` makes them, or `dvc fetch` brings them"
 
 
 def _publish_models(

@@ -75,7 +75,7 @@ def main(
     """
     # 1. Roles: the policy, the frozen reference it started from, the signals that score, and values where needed.
     make_reproducible(seed)
-    device, rows = choose_device(), config.micro_batch or config.minibatch
+    device, rows = choose_device(), config.micro_batch or config.step_rollouts
     for sentence in cautions(config):
         log.warning("%s: %s", stage, sentence)
     roles = _roles(config, sft, reward, device, seed)
@@ -201,9 +201,9 @@ def _read_prompts(folder: Path, roles: Roles, config: Config, stage: str) -> tup
             f"{stage}.max_prompt_tokens as far as the model's context allows"
         )
     ranks, groups = distributed.world_size(), config.rollouts // config.group_size
-    if config.minibatch % ranks or groups % ranks:
+    if config.step_rollouts % ranks or groups % ranks:
         raise BadInput(
-            f"{stage}.minibatch is {config.minibatch} and there are {groups} prompts in an update (rollouts / "
+            f"{stage}.minibatch is {config.step_rollouts} and there are {groups} prompts in an update (rollouts / "
             f"group_size), wanted multiples of the {ranks} ranks"
         )
     return questions, held_out, dropped
@@ -222,7 +222,7 @@ def _signals(config: Config, roles: Roles, reward: Path, base: Path, device: tor
     return build_signals(
         config.rewards, rule_settings=config.reward_rules, reward_model=roles.reward_model, reward=reward, base=base,
         combination=config.reward_combination, uncertainty_coef=config.uncertainty_coef,
-        rows=config.micro_batch or config.minibatch, precision=config.precision, device=device, stage=stage,
+        rows=config.micro_batch or config.step_rollouts, precision=config.precision, device=device, stage=stage,
     )  # fmt: skip
 
 

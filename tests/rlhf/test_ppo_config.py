@@ -117,3 +117,9 @@ def test_every_name_has_a_function():
     assert tuple(OBJECTIVES) == ppo_config.OBJECTIVES
     assert tuple(AGGREGATIONS) == ppo_config.AGGREGATIONS
     assert tuple(KL_ESTIMATORS) == ppo_config.KL_ESTIMATORS
+
+
+def test_no_minibatch_means_one_step_on_all_rollouts() -> None:
+    whole = dataclasses.replace(CONFIG, minibatch=None)
+    assert whole.step_rollouts == whole.rollouts
+    assert CONFIG.step_rollouts == CONFIG.minibatch

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tasks.dvc_store import dvc_places, object_path
+from tasks.lock_file import read_lock
 from tasks.mlflow_store import connect
 from tasks.publish import PublishReport, pending, publish
 from tasks.settings import state_dir, tracking_uri
+from tasks.stage_outputs import model_outputs
 from tests.registry_project import fresh_copy, retrain
 
 pytest_plugins = ["tests.registry_fixtures"]
@@ -130,3 +133,22 @@ def test_a_deleted_database_is_noticed_and_filled_again(
     (state_dir(unpublished) / "mlflow.db").unlink()
     assert pending(unpublished) == ALL
     assert publish(unpublished).published == ALL
+
+
+def test_a_model_that_is_not_in_this_copy_waits_and_the_others_are_published(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    root = fresh_copy(tmp_path_factory.getbasetemp() / "registry-base", tmp_path / "project")
+    locked = {output.stage: output.md5 for output in model_outputs(root, read_lock(root))}
+    listing = object_path(dvc_places(root).cache, locked["judge"])
+    kept = listing.read_bytes()
+    listing.unlink()
+    report = publish(root)
+    assert set(report.published) >= set(locked) - {"judge"}
+    assert "judge" not in report.published + report.unchanged
+    assert report.waiting is not None
+    assert report.waiting.startswith("judge: the DVC cache has not got the weights; `ratchet run` makes them")
+    assert "judge" in pending(root)
+    listing.write_bytes(kept)
+    assert publish(root).published[:1] == ["judge"]
+    assert publish(root).waiting is None

@@ -30,7 +30,7 @@ def preset(name):
     default = read_params(ROOT / "profiles/default.yaml")["ppo"]
     whole = load_section({"ppo": {**default, **own}}, "ppo", Config)
     kept = {key: own[key] for key in METHOD if key in own}
-    sizes = {**SIZES, **kept, "minibatch": 16 if whole.minibatch == whole.rollouts else 8}
+    sizes = {**SIZES, **kept, "minibatch": 16 if whole.step_rollouts == whole.rollouts else 8}
     sizes["overlong_buffer"] = min(whole.overlong_buffer, 3)
     return dataclasses.replace(whole, **sizes)
 
