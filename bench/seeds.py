@@ -20,6 +20,8 @@ from bench.harness import ROOT, in_parallel, interval, markdown, say, shown, spr
 from rlhf.config import read_params
 
 SHORTEST_END_RATE = 0.95
+ON_TEST = {"best_of": [], "dev_prompts": 1, "held_out_records": 200}
+"""Settings of `evaluate` that leave out what is not looked at."""
 SHOWN = ("gold_win_vs_sft", "judge_win_vs_sft", "gold", "reward", "kl", "length_tokens", "malformed")
 
 
@@ -30,14 +32,20 @@ def main() -> int:
     parser.add_argument("--project", type=Path, default=ROOT, help="finished project whose models and data are read")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=["ppo", "dpo"], default=["ppo", "dpo"])
+    parser.add_argument("--dpo-seeds", type=int, help="as many seeds of DPO; as many as of PPO when left out")
     asked = parser.parse_args()
     band = read_params(asked.project / "params.yaml")["evaluate"]["kl_band"]
-    entries = [Entry(method=method, seed=seed) for seed in range(1, asked.seeds + 1) for method in asked.only]
+    counts = {"ppo": asked.seeds, "dpo": asked.seeds if asked.dpo_seeds is None else asked.dpo_seeds}
+    entries = [
+        Entry(method=method, seed=seed)
+        for seed in range(1, max(counts.values()) + 1)
+        for method, count in counts.items()
+        if seed <= count
+    ]
 
     def one(entry: Entry) -> Outcome:
         folder = asked.out / f"{entry.method}-seed{entry.seed}"
-        return compete(entry, folder, project=asked.project, evaluation={"best_of": []})
+        return compete(entry, folder, project=asked.project, evaluation=ON_TEST)
 
     outcomes = in_parallel(one, entries, workers=asked.jobs)
     rows = [row_of(outcome, band) for outcome in outcomes]
