@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PAIRS, JUDGE_PAIRS = "data/validated/pairs", "data/validated/judge_pairs"
 OUT = "data/reports/denoise"
 SFT = "data/models/sft"
+LEAST_AGREEMENT = 0.55
+"""Below this the models hardly know more than a coin, and what they suspect means nothing."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -65,7 +67,15 @@ def run(args: argparse.Namespace) -> int:
     write_metrics(out / "summary.json", found.summary)
     document: dict[str, Any] = {"list": str(out / "suspects.jsonl"), **found.summary}
     lines = [table(("", ""), _facts(found.summary), indent=2), f"list: {relative(out / 'suspects.jsonl', root)}"]
-    if name is None:
+    if found.summary["agreement"] < LEAST_AGREEMENT:
+        why = (
+            f"models that never saw a label share {found.summary['agreement']:.0%} of them, where a coin "
+            "shares half, so this list is not to be acted on; train longer (--epochs) or on more pairs"
+        )
+        if name is not None:
+            raise CommandError(f"ratchet denoise: data/raw/{name} was not written: {why}")
+        step = f"nothing yet: {why}"
+    elif name is None:
         step = (
             "read the top of the list; then `ratchet denoise --write NAME`, which drops the flagged pairs, or with "
             "--action flip turns them round"

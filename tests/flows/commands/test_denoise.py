@@ -93,3 +93,16 @@ def test_what_has_to_be_there_is_named(root: Path, capsys: pytest.CaptureFixture
     shutil.rmtree(root / "data/models/sft")
     assert main(["denoise", "--root", str(root)]) == 2
     assert "`ratchet run --until sft` makes it" in capsys.readouterr().err
+
+
+def test_models_that_know_nothing_accuse_nobody(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    untrained = ["denoise", "--root", str(root), "--folds", "2", "--epochs", "0.01"]
+    settings = set_values((root / "params.yaml").read_text(), {"reward.learning_rate": 1e-9}, file="params.yaml")
+    (root / "params.yaml").write_text(settings)
+    assert main([*untrained, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["agreement"] < 0.55
+    assert "is not to be acted on" in document["next"]
+    assert main([*untrained, "--write", "clean"]) == 2
+    assert "data/raw/clean was not written" in capsys.readouterr().err
+    assert not list((root / "data/raw").glob("clean*"))
