@@ -173,7 +173,7 @@ def _fit_values(roles: Roles, samples: Iterator[Sample], config: Config, batches
         values = state_values(model, sample.batch)
         explained.append(float(explained_variance(values.detach(), returns, mask)))
         loss = clipped_value_loss(values, values.detach(), returns, mask, clip_range=None).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         optimizer.zero_grad()
     return float(np.mean(explained[-5:])) if explained else float("nan")

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone: nothing is left to say, and Python's own flush at exit would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), _descriptor_of_stdout())
         return 1
-    except Exception as error:
+    except Exception as error:  # the last door: one sentence and an exit code, the trace with --debug
         return _report(error, words)
     finally:
         if outer_root is None:

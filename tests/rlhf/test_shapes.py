@@ -7,7 +7,10 @@ from rlhf.shapes import require_rank, require_same_shape
 
 
 def test_equal_shapes_pass() -> None:
-    require_same_shape(a=torch.zeros(2, 3), b=torch.ones(2, 3), c=torch.zeros(2, 3, dtype=torch.bool))
+    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(2, 3), "c": torch.zeros(2, 3, dtype=torch.bool)}
+    require_same_shape(**tensors)
+    with pytest.raises(ValueError, match="d has shape"):
+        require_same_shape(**tensors, d=torch.zeros(3, 2))
 
 
 def test_a_shape_that_would_broadcast_is_refused_and_both_are_named() -> None:

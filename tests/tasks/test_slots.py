@@ -58,8 +58,8 @@ def test_what_was_requested_and_never_used_is_given_back(tmp_path: Path) -> None
     slots = Slots(tmp_path, cpu=1, gpu=0)
     slots.request({"a": Need()})
     slots.close()
-    with Slots(tmp_path, cpu=1, gpu=0).lease("b", Need(), cancelled=lambda: True):
-        pass
+    with Slots(tmp_path, cpu=1, gpu=0).lease("b", Need(), cancelled=lambda: True) as lease:
+        assert len(lease.files) == 1
 
 
 def test_the_kernel_frees_the_slot_of_a_killed_holder(tmp_path: Path) -> None:

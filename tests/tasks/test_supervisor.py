@@ -61,6 +61,7 @@ def test_a_killed_runner_takes_everything_with_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", runner_code, STUBBORN, str(tmp_path / "pids")]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as runner:
         pids = pids_in(tmp_path / "pids")
+        assert all(map(alive, pids))
         runner.kill()
     wait_for(lambda: not any(map(alive, pids)))
 
