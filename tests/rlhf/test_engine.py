@@ -90,7 +90,9 @@ def test_bad_gradients_in_a_row_stop_the_stage():
 
 def test_single_bad_steps_are_no_reason_to_stop(caplog):
     refuse_divergence(MAX_BAD_STEPS - 1, 7)
-    assert f"step 7: the loss or its gradient is not finite; update skipped ({MAX_BAD_STEPS - 1} in a row)" in caplog.text
+    assert (
+        f"step 7: the loss or its gradient is not finite; update skipped ({MAX_BAD_STEPS - 1} in a row)" in caplog.text
+    )
 
 
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one():
