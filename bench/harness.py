@@ -83,7 +83,7 @@ def run_stage(run: Run, folder: Path, *, project: Path = ROOT, keep: bool = Fals
         raise ValueError(f"{run.stage} has no settings {', '.join(unknown)}")
     params = {**params, "seed": run.seed, run.stage: {**params[run.stage], **run.settings}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    command, written = _command(run, folder, project, params)
+    command, written = stage_command(run, folder, project, params)
     env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     env.pop("RATCHET_KEY", None)
     started = time.monotonic()
@@ -173,7 +173,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _command(run: Run, folder: Path, project: Path, params: Mapping[str, Any]) -> tuple[list[str], dict[str, Path]]:
+def stage_command(
+    run: Run, folder: Path, project: Path, params: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Path]]:
     """The stage's command with the project's inputs and the folder's outputs, and where the latter lie."""
     block, request = _yaml(project / "dvc.yaml")["stages"][run.stage], requests_of_stages(project)[run.stage]
     outs = [next(iter(out)) if isinstance(out, dict) else out for kind in ("outs", "metrics") for out in block[kind]]

@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "report": "write one self-contained HTML page",
     "chat": "talk to a registered model",
     "compare": "two models side by side on the same prompts",
+    "size": "will it fit: memory per GPU, time, and the cheapest setting that fits",
     "ui": "open the Prefect and MLflow pages of this project's stores",
     "doctor": "check this machine and this project, with a remedy for each problem",
     "clean": "free what .ratchet/tmp holds",

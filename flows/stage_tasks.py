@@ -1,6 +1,6 @@
 """One Prefect task per DVC stage: when it may run, what it does, what it leaves in the log."""
 
-import re
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,6 +16,8 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.states import Completed
 
 from flows.progress import Display
+from rlhf.errors import BadInput
+from rlhf.launch_line import read_line
 from tasks.failures import Failure, StageError
 from tasks.graph import Graph, PlannedStage
 from tasks.settings import tmp_dir
@@ -203,17 +205,20 @@ def stage_needs(root: Path, graph: Graph, *, gpus: int) -> dict[str, Need]:
     for name, stage in graph.stages.items():
         section = params.get(name) if isinstance(params, Mapping) else None
         section = section if isinstance(section, Mapping) else {}
-        threads, ranks = section.get("threads"), _ranks(str(section.get("launch", "")))
+        threads = section.get("threads")
         on_model = any(path.startswith(MODELS) for path in (*stage.deps, *stage.outs))
+        ranks = _ranks(section.get("launch", "python"), every=gpus or len(os.sched_getaffinity(0)))
         cpu = threads * ranks if isinstance(threads, int) and threads > 0 else 1
         needs[name] = Need(cpu=cpu, gpu=ranks if gpus and on_model else 0, priority=ahead[name])
     return needs
 
 
-def _ranks(launch: str) -> int:
-    """Read the number of processes on this machine from a launcher's line; 1 for plain python."""
-    found = re.search(r"--(?:nproc[-_]per[-_]node|num_gpus)[= ](\d+)", launch)
-    return int(found.group(1)) if found else 1
+def _ranks(launch: object, *, every: int) -> int:
+    """Read the number of processes on this machine from a launch line; `every` where it asks for all there are."""
+    try:
+        return read_line(launch, "launch", os.environ).ranks_here or every
+    except BadInput:
+        return 1  # the stage itself refuses the line, with its place
 
 
 @contextmanager

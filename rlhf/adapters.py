@@ -12,12 +12,15 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq
 
 import contextlib
 import copy
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -25,6 +28,8 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.errors import BadInput
 
 NAME = "default"
+FOLDER = "adapter"
+"""Where the adapter alone lies, below the folder of the model that it has been added into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +155,33 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 def adapter_parameters(model: nn.Module) -> int:
     """Number of weights in the adapter, 0 without one."""
     return sum(
-        weight.numel() for layer in _layers(model) for thin in (layer.lora_A, layer.lora_B)
+        getattr(weight, "ds_numel", weight.numel()) for layer in _layers(model) for thin in (layer.lora_A, layer.lora_B)
         for weight in thin.parameters()
     )  # fmt: skip
+
+
+def save_adapter(model: PreTrainedModel, folder: Path, *, also: str | None = None) -> None:
+    """Write the adapter alone, as `peft.PeftModel.from_pretrained` reads it on top of the base model.
+
+    Args:
+        model: with an adapter; nothing is written for one without.
+        folder: to write adapter_config.json and adapter_model.safetensors to.
+        also: name of a layer that was trained whole beside it and goes with it (the head of a reward model).
+    """
+    if not has_adapter(model):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {**cast(Any, model.peft_config[NAME]).to_dict(), "modules_to_save": [also] if also else None}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    text = json.dumps(plain, indent=2, sort_keys=True)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    marks = (f".lora_A.{NAME}.", f".lora_B.{NAME}.")
+    weights = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": weight.detach().cpu().contiguous()
+        for name, weight in model.named_parameters()
+        if any(mark in name for mark in marks) or (also and name.startswith(f"{also}."))
+    }
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _layers(model: nn.Module) -> list[Any]:

@@ -1,7 +1,16 @@
-"""Asking a policy and scoring its answers, while text signals are computed on threads beside it."""
+"""Asking a policy and scoring its answers, while text signals are computed on threads beside it.
 
+With `overlap`, an answer is scored by functions as soon as it is complete, while the rest of the batch is still being
+sampled; and models score the batch on a thread of their own, beside the caller's forward passes. Nothing else changes:
+the same rows are sampled together, with the same random numbers, a function's number depends on one answer alone, and
+the models see the same batch. So every number is the same to the last bit, whatever the order in time.
+"""
+
+import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +29,7 @@ from rlhf.rollout import Sampled, finish_scores, sample_responses
 from rlhf.shared_value import policy_of
 from rlhf.showcase import Question
 from rlhf.streams import prompt_indices, random_source
+from rlhf.tokenizer import decode_response
 
 CURRICULUM_ANSWERS = 2
 """Answers of the starting policy that tell how hard a prompt is."""
@@ -50,24 +60,36 @@ class Asker:
             The responses, and the way to their scores.
         """
         config, roles = self.config, self.roles
+        begun: dict[int, dict[str, Future[Any]]] = {}
+
+        def finished(place: int, ids: list[int], ended: bool) -> None:
+            text = decode_response(roles.tokenizer, ids, stops=roles.stops)
+            question = self.questions[prompts[place]]
+            begun[place] = self.signals.begin(question, text, tokens=len(ids), ended=ended)
+
         parts = (self.seed, update, 1 + distributed.rank(), *([attempt] if attempt else []))
         with policy.gathered() as whole, autocast(policy.device, config.precision):
             sampled = sample_responses(
                 policy_of(whole), [self.questions[index].ids for index in prompts],
                 max_new_tokens=config.max_new_tokens, temperature=config.temperature, stops=roles.stops,
                 forbidden=roles.forbidden, pad_id=roles.pad_id, source=random_source(*parts),
+                finished=finished if config.overlap else None,
             )  # fmt: skip
-        rows = [self.questions[prompts[place]] for place in sampled.place.tolist()]
-        texts = response_texts(sampled.batch, roles.tokenizer, roles.stops)
-        pending = self.signals.submit(sampled.batch, texts, rows, ended=sampled.ended)
+        places = sampled.place.tolist()
+        pending = self.signals.submit(
+            sampled.batch, response_texts(sampled.batch, roles.tokenizer, roles.stops),
+            [self.questions[prompts[place]] for place in places], ended=sampled.ended,
+            begun=[begun[place] for place in places] if config.overlap else None,
+        )  # fmt: skip
 
         def score() -> Answers:
+            # Autocast and gradients are settings of a thread, and this may run on another than the caller's.
             with torch.no_grad(), autocast(policy.device, config.precision):
                 found = pending.result()
             total = found.pop(TOTAL)
             return Answers(sampled, list(prompts), found, self._scores(total, sampled))
 
-        return Unscored(sampled, score)
+        return Unscored(sampled, _in_background(score) if self._may_overlap else score)
 
     def prompts_of(self, update: int, curriculum: Sequence[int]) -> list[int]:
         """Indices of this rank's questions in an update, one for each response.
@@ -105,8 +127,10 @@ class Asker:
         """How hard each question is for a policy: minus the mean score of a few answers, reward units. [N] float64."""
         mine = distributed.share(range(len(self.questions)))
         found = {str(index): 0.0 for index in range(len(self.questions))}
-        for number, start in enumerate(range(0, len(mine), self.config.rollouts)):
-            some = mine[start : start + self.config.rollouts]
+        most = math.ceil(len(self.questions) / distributed.world_size())
+        for number, start in enumerate(range(0, most, self.config.rollouts)):
+            # All ranks ask equally often, since gathering the weights is a collective; one that is done asks again.
+            some = mine[start : start + self.config.rollouts] or [0]
             prompts = [index for index in some for _ in range(CURRICULUM_ANSWERS)]
             answers = self.ask(policy, CURRICULUM_STREAM + number, prompts).score()
             asked = in_groups(
@@ -114,8 +138,14 @@ class Asker:
                 answers.scores, answers.sampled.place, size=CURRICULUM_ANSWERS,
             )  # fmt: skip
             for place, value in zip(answers.sampled.place.tolist(), asked.tolist(), strict=True):
-                found[str(prompts[place])] = value
+                if prompts[place] in mine:
+                    found[str(prompts[place])] = value
         return torch.tensor(list(distributed.reduce_sum(found).values()), dtype=torch.float64)
+
+    @property
+    def _may_overlap(self) -> bool:
+        """Several ranks meet in collectives, whose order two threads would not keep."""
+        return self.config.overlap and distributed.world_size() == 1
 
     def _scores(self, total: Tensor, sampled: Sampled) -> Tensor:
         """The signals' sum, the fixed score of responses that were cut, and the price of length."""
@@ -129,3 +159,11 @@ class Asker:
             sampled.batch.response_mask.sum(dim=1), longest=config.max_new_tokens, buffer=config.overlong_buffer,
             penalty=config.overlong_penalty,
         )  # fmt: skip
+
+
+def _in_background(work: Callable[[], Answers]) -> Callable[[], Answers]:
+    """Begin some work on a thread of its own; the function that waits for its result, or for its error."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future.result

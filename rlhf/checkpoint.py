@@ -1,115 +1,65 @@
 """Checkpoints that survive a kill at any instant, under a key that changes when anything that matters changes.
 
 A stage's own outputs are deleted by DVC before a rerun, so checkpoints lie elsewhere: in
-`.ratchet/tmp/checkpoints/STAGE/KEY`. KEY is a hash of the stage's block in `dvc.yaml`, its parameters and the bytes of
-its dependencies; state of another key is never read. The launcher computes it once and hands it down as RATCHET_KEY;
-without that variable (a recipe called from a test or a notebook) nothing is saved and nothing is found.
+`.ratchet/tmp/checkpoints/STAGE/KEY`. The launcher computes the key once (`checkpoint_key`) and hands it down as
+RATCHET_KEY; without that variable (a recipe called from a test or a notebook) nothing is saved and nothing is found.
+State of another key is never read.
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
 import random
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rlhf.errors import BadInput
+from rlhf.checkpoint_key import ROUNDING
 
 KEY_VARIABLE = "RATCHET_KEY"
+SETTINGS_VARIABLE = "RATCHET_ROUNDING_SETTINGS"
 FOLDER = Path(".ratchet/tmp/checkpoints")
-GAP = re.compile(r"\$\{\s*([\w.]+)\s*\}")
+EVERY_VARIABLE = "RATCHET_CHECKPOINT_SECONDS"
+EVERY_SECONDS = 30.0
+SHARE = 0.05
+"""Most of the time that goes into saving; large states are saved less often."""
 KEPT = 2
 """Newest checkpoints kept per key: the one before the last is there in case the last is torn."""
 
 log = logging.getLogger(__name__)
 
 
-def stage_key(stage: str, arguments: Sequence[str], params: Mapping[str, Any], root: Path = Path()) -> str:
-    """Hash of everything that a stage's result depends on: command, parameters, bytes of its dependencies.
-
-    Args:
-        stage: name of the stage in `dvc.yaml`.
-        arguments: command line, used where `dvc.yaml` has no such stage.
-        params: the whole parameter file; only what the stage's block names is hashed, or all of it without a block.
-        root: folder that holds `dvc.yaml`.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    block = _dvc_block(stage, root)
-    if block is None:
-        digest.update(json.dumps([list(arguments), params], sort_keys=True, default=str).encode())
-        return digest.hexdigest()[:16]
-    names = [entry for entry in block.get("params", []) if isinstance(entry, str)]
-    chosen = {name: _lookup(params, name) for name in names}
-    digest.update(json.dumps([block, chosen], sort_keys=True, default=str).encode())
-    for dependency in sorted(_filled(str(name), params) for name in block.get("deps", [])):
-        for file in _files_below(root / dependency):
-            digest.update(f"\0{file.relative_to(root)}\0".encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def _dvc_block(stage: str, root: Path) -> dict[str, Any] | None:
-    file = root / "dvc.yaml"
-    if not file.is_file():
-        return None
-    stages = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("stages", {})
-    block = stages.get(stage)
-    return block if isinstance(block, dict) else None
-
-
-def _filled(text: str, params: Mapping[str, Any]) -> str:
-    """A path of `dvc.yaml` with its `${section.key}` replaced by parameters, as DVC does."""
-    return GAP.sub(lambda gap: str(_lookup(params, gap.group(1))), text)
-
-
-def _lookup(params: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = params
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _files_below(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    return [path] if path.is_file() else []
-
-
 class Checkpoints:
     """The checkpoints of one stage under the current key.
 
     Every file is written beside its place, flushed to disk and renamed; its name carries the hash of its bytes, so a
-    torn file is recognised and the one before it is used.
+    torn file is recognised and the one before it is used. Each of W ranks holds its own part of the optimizer's state
+    and has files of its own, below `ranks-W/`; a step counts only where all of them have it.
     """
 
-    def __init__(self, stage: str, every_seconds: float = 30.0) -> None:
+    def __init__(self, stage: str, every_seconds: float | None = None) -> None:
         """Find the folder of this stage and key; does not create it.
 
         Args:
             stage: name of the stage.
-            every_seconds: `due()` turns true this long after the last save, seconds.
+            every_seconds: `due()` turns true this long after the last save, seconds; None means the environment's
+                RATCHET_CHECKPOINT_SECONDS, or 30.
         """
-        key, rank = os.environ.get(KEY_VARIABLE), os.environ.get("RANK", "0")
-        # Each rank holds its own part of the optimizer's state, so each has files of its own.
-        self.folder = FOLDER / stage / key / ("" if rank == "0" else f"rank-{rank}") if key else None
-        self.every_seconds = every_seconds
-        self._last = time.monotonic()
+        key = os.environ.get(KEY_VARIABLE)
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.root = FOLDER / stage / key if key else None
+        self.folder = self.root and _rank_folder(self.root, self.world, self.rank)
+        self.settings = os.environ.get(SETTINGS_VARIABLE, "{}")
+        told = os.environ.get(EVERY_VARIABLE, EVERY_SECONDS)
+        self.every_seconds = float(told) if every_seconds is None else every_seconds
+        self._last, self._pause = time.monotonic(), self.every_seconds
 
     def due(self) -> bool:
         """Whether enough time has passed since the last save (or since the start)."""
-        return self.folder is not None and time.monotonic() - self._last >= self.every_seconds
+        return self.folder is not None and time.monotonic() - self._last >= self._pause
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint of `step`."""
@@ -117,53 +67,158 @@ class Checkpoints:
             return
         import torch
 
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        data = buffer.getbuffer()
+        started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{step:09d}-{hashlib.sha256(data).hexdigest()[:32]}.pt"
-        temporary = self.folder / f".{name}.tmp"
+        temporary = self.folder / f".{step:09d}.tmp"
         try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
+            with temporary.open("w+b") as stream:
+                torch.save({"state": dict(state), "settings": self.settings}, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, self.folder / name)
+                stream.seek(0)
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+            os.replace(temporary, self.folder / f"{step:09d}-{digest}.pt")
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(self.folder)
-        for old in self._files()[KEPT:]:
+        for old in _files(self.folder)[KEPT:]:
             old.unlink(missing_ok=True)
         self._last = time.monotonic()
+        if self.every_seconds:
+            self._pause = max(self.every_seconds, (self._last - started) / SHARE)
 
     def load(self) -> dict[str, Any] | None:
-        """Read the newest intact checkpoint; a torn one is reported in the log and passed over.
+        """Read the newest checkpoint that every rank has intact; a torn one is reported in the log and passed over.
+
+        A checkpoint of another number of ranks is put together and cut anew: the same numbers, in other hands.
 
         Returns:
             The saved state on the CPU, or None when there is nothing to resume from.
         """
-        import torch
+        if self.root is None:
+            return None
+        found = self._agreed()
+        if found is None:
+            return None
+        step, world = found
+        ranks = [self.rank] if world == self.world else range(world)
+        files = [_file_of(_rank_folder(self.root, world, rank), step) for rank in ranks]
+        saved = [_read(file) for file in files]
+        if world == self.world:
+            log.info("resuming from the checkpoint of step %d", step)
+        else:
+            log.info("resuming from the checkpoint of step %d, which %d rank(s) wrote, on %d", step, world, self.world)
+            log.info("answers that are sampled from here on will be others, since random numbers belong to ranks")
+        _tell_changes(saved[0]["settings"], self.settings)
+        return merge_ranks([one["state"] for one in saved], self.world) if world != self.world else saved[0]["state"]
 
-        for file in self._files():
-            data = file.read_bytes()
-            if hashlib.sha256(data).hexdigest()[:32] != file.stem.partition("-")[2]:
-                log.warning("checkpoint %s is torn or was changed; using the one before it", file.name)
-                continue
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            log.info("resuming from the checkpoint of step %d", int(file.stem.partition("-")[0]))
-            return dict(state)
-        return None
+    def found(self, path: Path | None) -> Path | None:
+        """Something else that was kept in `folder`, wherever it lies if another number of ranks has left it.
+
+        Args:
+            path: in `folder`, as it was when this many ranks left it; None where nothing is kept.
+        """
+        if path is None or self.root is None or path.exists():
+            return path
+        return next(iter(sorted(self.root.rglob(path.name))), path)
 
     def clear(self) -> None:
-        """Remove the checkpoints of this key."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the checkpoints of this key, once every rank is done; on each machine its own."""
+        if self.root is None:
+            return
+        if self.world > 1:
+            from rlhf import distributed
 
-    def _files(self) -> list[Path]:
-        """Whole checkpoint files, newest step first."""
-        if self.folder is None or not self.folder.is_dir():
-            return []
-        return sorted(self.folder.glob("[0-9]*.pt"), reverse=True)
+            distributed.barrier()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _agreed(self) -> tuple[int, int] | None:
+        """Newest step that all ranks can read, and the number of ranks that wrote it."""
+        assert self.root is not None
+        mine = {(step, self.world) for step in _steps(_rank_folder(self.root, self.world, self.rank), verify=True)}
+        for world in _worlds(self.root) - {self.world}:
+            # One rank looks at the bytes, which are the same for all; the others see whether the files are there.
+            sets = [_steps(_rank_folder(self.root, world, rank), verify=self.rank == 0) for rank in range(world)]
+            mine |= {(step, world) for step in set.intersection(*sets)}
+        common = mine
+        if self.world > 1:
+            from rlhf import distributed
+
+            common = set.intersection(*map(set, distributed.gather_objects(sorted(mine))))
+        return max(common, key=lambda found: (found[0], found[1] == self.world), default=None)
+
+
+def merge_ranks(states: Sequence[Mapping[str, Any]], world: int) -> dict[str, Any]:
+    """The states of all ranks as the state of each of another number of ranks.
+
+    Engines' pieces are put together; partial sums (a mapping of numbers under `recent`) are added and shared out, so
+    that their sum over ranks stays; all else is the same on every rank, and is taken from the first.
+
+    Args:
+        states: what the ranks saved, by rank.
+        world: number of ranks now.
+    """
+    from rlhf.engine_state import merge
+
+    merged = dict(states[0])
+    for name, value in states[0].items():
+        if isinstance(value, Mapping) and "pieces" in value:
+            merged[name] = merge([state[name] for state in states])
+        elif name == "recent" and isinstance(value, Mapping):
+            merged[name] = {key: sum(state[name].get(key, 0.0) for state in states) / world for key in value}
+    return merged
+
+
+def _tell_changes(then: str, now: str) -> None:
+    """Say which settings differ from those under which a checkpoint was written."""
+    old, new = json.loads(then), json.loads(now)
+    changed = [name for name in ROUNDING if old.get(name) != new.get(name)]
+    if changed:
+        told = ", ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in changed)
+        log.info("%s: the result will equal that of an uninterrupted run to rounding only", told)
+
+
+def _rank_folder(root: Path, world: int, rank: int) -> Path:
+    return root if world == 1 else root / f"ranks-{world}" / str(rank)
+
+
+def _worlds(root: Path) -> set[int]:
+    """Numbers of ranks that have left checkpoints."""
+    return {1, *(int(folder.name.partition("-")[2]) for folder in root.glob("ranks-[0-9]*"))}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Whole checkpoint files, newest step first."""
+    return sorted(folder.glob("[0-9]*.pt"), reverse=True)
+
+
+def _file_of(folder: Path, step: int) -> Path:
+    return next(file for file in _files(folder) if _step_of(file) == step)
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.partition("-")[0])
+
+
+def _steps(folder: Path, *, verify: bool) -> set[int]:
+    """Steps of the checkpoints in a folder, without those that are torn."""
+    return {_step_of(file) for file in _files(folder) if not verify or _intact(file)}
+
+
+def _intact(file: Path) -> bool:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    if digest != file.stem.partition("-")[2]:
+        log.warning("checkpoint %s is torn or was changed; using the one before it", file.name)
+        return False
+    return True
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors stay on disk until they are looked at."""
+    import torch
+
+    return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
 
 
 def prune(stage: str, key: str, keep: int = 2) -> None:
@@ -201,11 +256,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Restore what `rng_state` returned.
-
-    Raises:
-        BadInput: the state was saved with another number of GPUs.
-    """
+    """Restore what `rng_state` returned; generators of GPUs only where there are as many."""
     import numpy as np
     import torch
 
@@ -215,7 +266,6 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     cuda = state["cuda"]
-    if len(cuda) != (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise BadInput(f"the checkpoint holds the random state of {len(cuda)} GPUs; run on as many or remove it")
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    if not torch.cuda.is_available() or len(cuda) != torch.cuda.device_count():
+        return  # all that is sampled has generators of its own; those of other GPUs could not be continued
+    torch.cuda.set_rng_state_all(cuda)

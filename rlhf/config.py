@@ -82,7 +82,7 @@ def load_section(params: Mapping[str, Any], section: str, cls: type[T], *, file:
     Args:
         params: the whole parameter file as read by `read_params`.
         section: name of the stage.
-        cls: a dataclass whose fields are the allowed keys; fields have no defaults.
+        cls: a dataclass whose fields are the allowed keys; one that is a dataclass itself is read from a mapping.
         file: name used in messages.
 
     Raises:
@@ -112,11 +112,13 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str, prefix: str) -
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known keys are {', '.join(names)}"
             raise BadInput(f"{where}unknown key {prefix}{key}{hint}")
-    missing = [name for name in names if name not in values]
+    given = [name for name in names if name in values]
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]
+    missing = [field.name for field in fields if field.name not in given and not _has_default(field)]
     if missing:
         raise BadInput(f"{where}missing key {prefix}{missing[0]}; profiles/default.yaml has a value for it")
     hints = typing.get_type_hints(cls)
-    checked = {name: _convert(values[name], hints[name], f"{where}{prefix}{name}") for name in names}
+    checked = {name: _field(values[name], hints[name], where, f"{prefix}{name}") for name in given}
     try:
         return cls(**checked)
     except ValueError as error:
@@ -125,6 +127,21 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str, prefix: str) -
 
 def _names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
+
+
+def _field(value: Any, wanted: Any, where: str, name: str) -> Any:
+    """One value; a mapping where the field is a dataclass itself, whose keys then have `name` before them."""
+    if not dataclasses.is_dataclass(wanted):
+        return _convert(value, wanted, f"{where}{name}")
+    if not isinstance(value, Mapping):
+        keys = ", ".join(field.name for field in dataclasses.fields(wanted))
+        raise BadInput(f"{where}{name} is {_show(value)}, wanted a mapping, {{}} or with some of the keys {keys}")
+    return build(typing.cast("type[Any]", wanted), value, where=where, prefix=f"{name}.")
 
 
 def _show(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rlhf import matmul
 from rlhf.checkpoint import Checkpoints
 from rlhf.device import choose_device, make_reproducible
 from rlhf.errors import BadInput
@@ -57,6 +58,7 @@ def out_of_fold_margins(
         StageFailed: training diverged.
     """
     tokenizer = load_tokenizer(sft)
+    matmul.choose(config.engine.matmul)
     policy = load_policy(sft, device=choose_device())
     limit = min(config.max_tokens, context_length(policy) or config.max_tokens)
     margins, skipped = torch.zeros(len(records), dtype=torch.float64), 0

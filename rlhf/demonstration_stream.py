@@ -1,5 +1,6 @@
 """Demonstrations for the steps of a run that mixes a language-model loss into another one (PPO-ptx)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from rlhf import distributed
 from rlhf.batches import Batch
 from rlhf.demonstrations import Example, encode, to_batch
 from rlhf.errors import BadInput
-from rlhf.outputs import read_jsonl
+from rlhf.record_file import RecordFile
 from rlhf.streams import prompt_indices
 
 
@@ -39,20 +40,20 @@ class DemonstrationStream:
             device: where batches go.
 
         Raises:
-            BadInput: no demonstration fits, or `batch` leaves a rank without one.
+            BadInput: no demonstration fits, or the ranks do not divide `batch`.
         """
-        self.examples: list[Example] = encode(
-            tokenizer, list(read_jsonl(folder / "train.jsonl")), max_tokens=max_tokens
+        self.examples: Sequence[Example] = encode(
+            tokenizer, RecordFile(folder / "train.jsonl"), max_tokens=max_tokens
         ).examples
         if not self.examples:
             raise BadInput(f"{folder}/train.jsonl: no demonstration fits {max_tokens} tokens; set ppo.ptx_coef: 0")
-        if batch < (ranks := distributed.world_size()):
-            raise BadInput(f"ppo.ptx_batch is {batch}, wanted at least one for each of the {ranks} ranks")
+        if batch % (ranks := distributed.world_size()):
+            raise BadInput(f"ppo.ptx_batch is {batch}, wanted a multiple of the {ranks} ranks")
         self.tokenizer, self.batch, self.seed, self.device = tokenizer, batch, seed, device
         self.micro_batch = micro_batch or batch
 
     def parts(self, step: int) -> list[Batch]:
-        """This rank's demonstrations of a step of the run, shortest first, in micro-batches."""
+        """This rank's demonstrations of a step of the run, shortest first, in micro-batches; as many on every rank."""
         window = prompt_indices(len(self.examples), start=step * self.batch, length=self.batch, seed=self.seed)
         mine = sorted(
             (self.examples[index] for index in distributed.share(window)),

@@ -1,6 +1,7 @@
 """Demonstrations as token ids: encoding, batching, and how well a policy predicts held-out ones."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from rlhf import distributed
 from rlhf.batches import Batch, collate, cut_response, sorted_batches
 from rlhf.device import autocast
 from rlhf.logprobs import response_logprobs
-from rlhf.tokenizer import encode_prompt, encode_response, pad_of
+from rlhf.token_store import Coded, stored
+from rlhf.tokenizer import encode_prompts, encode_responses, pad_of
 
 
 class Example(NamedTuple):
@@ -24,7 +26,7 @@ class Example(NamedTuple):
 class Encoded(NamedTuple):
     """Demonstrations as token ids, and what happened to those that are too long."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     counts: dict[str, int]
 
 
@@ -36,17 +38,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[dict[str, Any]]
         records: demonstrations.
         max_tokens: longest prompt + response.
     """
-    examples: list[Example] = []
-    cut = 0
-    for record in records:
-        prompt, response = encode_prompt(tokenizer, record["prompt"]), encode_response(tokenizer, record["response"])
-        kept = cut_response(prompt, response, max_tokens=max_tokens)
-        if kept is None:
-            continue
-        cut += len(kept) < len(response)
-        examples.append(Example(prompt, kept))
-    tokens = sum(len(example.response) for example in examples)
-    counts = {"records": len(examples), "tokens": tokens, "truncated": cut, "dropped": len(records) - len(examples)}
+
+    def coded(rows: Sequence[dict[str, Any]], counts: Counter[str]) -> Iterator[Coded]:
+        prompts = encode_prompts(tokenizer, [record["prompt"] for record in rows])
+        responses = encode_responses(tokenizer, [record["response"] for record in rows])
+        for prompt, response in zip(prompts, responses, strict=True):
+            kept = cut_response(prompt, response, max_tokens=max_tokens)
+            if kept is not None:
+                counts.update(truncated=len(kept) < len(response), tokens=len(kept))
+                yield Coded([prompt, kept])
+
+    examples, counted = stored(
+        tokenizer, records, coded, lambda one: Example(*one.ids), settings=["demonstrations", max_tokens]
+    )
+    counts = {
+        "records": len(examples), "tokens": counted.get("tokens", 0), "truncated": counted.get("truncated", 0),
+        "dropped": len(records) - len(examples),
+    }  # fmt: skip
     return Encoded(examples, counts)
 
 

@@ -48,7 +48,8 @@ def make_reproducible(seed: int) -> None:
     # cuBLAS reads this when it starts; without it the deterministic mode refuses every matrix product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Some attention backwards have no deterministic GPU kernel: warn there instead of refusing to train.
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # As torch.use_deterministic_algorithms, which also loads the compiler to tell it so.
+    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     # The same flag would also fill every new tensor, which costs time and guards only against bugs elsewhere.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -7,13 +7,23 @@ from typing import TypeVar
 
 import torch
 import torch.distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from rlhf.device import choose_device
+from rlhf.errors import BadInput
 
 T = TypeVar("T")
 
-TIMEOUT = datetime.timedelta(minutes=10)
+DEFAULT_TIMEOUT_S = 600.0
 """A collective that waits longer than this means a lost rank: fail, and let the retry resume from the checkpoint."""
+
+
+class _Joined:
+    """How this process joined the group, for those who have to explain a failure."""
+
+    store: Store | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
 
 
 def rank() -> int:
@@ -31,14 +41,55 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def start() -> None:
-    """Join the process group when the launcher started several ranks; does nothing on one process or when joined."""
+def start(timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    """Join the process group when the launcher started several ranks; does nothing on one process or when joined.
+
+    Args:
+        timeout_s: longest that a collective waits for the other ranks, seconds.
+
+    Raises:
+        BadInput: more ranks on this machine than it has GPUs.
+    """
     if world_size() == 1 or torch.distributed.is_initialized():
         return
     device = choose_device()
     if device.type == "cuda":
+        refuse_too_many(_ranks_here(), torch.cuda.device_count())
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    store, number, count = next(rendezvous("env://", timeout=timeout))
+    _Joined.store, _Joined.timeout_s = store, timeout_s
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("ranks", store), rank=number, world_size=count, timeout=timeout,
+    )  # fmt: skip
+
+
+def store() -> Store | None:
+    """Where the ranks met; None before `start` and on one process."""
+    return _Joined.store
+
+
+def timeout_s() -> float:
+    """Longest that a collective waits for the other ranks, seconds."""
+    return _Joined.timeout_s
+
+
+def refuse_too_many(ranks: int, gpus: int) -> None:
+    """Check the ranks of one machine against its GPUs.
+
+    Raises:
+        BadInput: there are fewer GPUs.
+    """
+    if ranks > gpus:
+        raise BadInput(
+            f"the launch line starts {ranks} ranks here, but {gpus} GPU(s) can be used, wanted one for each rank; "
+            "lower the number of ranks, or look at CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _ranks_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
 
 
 def share(items: Sequence[T]) -> list[T]:
@@ -64,6 +115,16 @@ def reduce_mean(values: Mapping[str, float]) -> dict[str, float]:
 def any_rank(flag: bool) -> bool:
     """Whether the flag is true on at least one rank; decisions that lead to collectives must be made together."""
     return reduce_sum({"flag": float(flag)})["flag"] > 0
+
+
+def gather_objects(value: T) -> list[T]:
+    """What each rank gave, by rank; small plain values only."""
+    if world_size() == 1:
+        return [value]
+    start()
+    found: list[T | None] = [None] * world_size()
+    torch.distributed.all_gather_object(found, value)
+    return [item for item in found if item is not None]
 
 
 def barrier() -> None:

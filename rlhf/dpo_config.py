@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rlhf.device import PRECISIONS
+from rlhf.engine_settings import DEFAULTS, EngineSettings
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
 
 OBJECTIVES = ("dpo", "ipo", "kto")
@@ -56,6 +57,8 @@ class Config:
     """Updates between samples for people to read, at least 1."""
     precision: str
     """"auto" (bfloat16 on a GPU, float32 on a CPU), "float32" or "bfloat16"."""
+    engine: EngineSettings = DEFAULTS
+    """How it is trained on the devices there are: ZeRO, offload, checkpointing and the like."""
 
     def __post_init__(self) -> None:
         """Check ranges, and that nothing is set which the objective would not read.

@@ -10,22 +10,26 @@ calls `backward` once per micro-batch and `step` once per batch. Which engine st
 import contextlib
 import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rlhf import distributed
 from rlhf.device import autocast, choose_device
+from rlhf.engine_settings import DEFAULTS, EngineSettings
+from rlhf.engine_state import WEIGHT, cut, piece
 from rlhf.errors import StageFailed
+from rlhf.model_settings import apply_settings, refuse_unsupported, without_checkpointing
+from rlhf.optimizers import make_optimizer, parameter_groups
 from rlhf.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
-BETAS = (0.9, 0.95)
-EPSILON = 1e-5
-"""Adam's epsilon. The usual 1e-8 makes the first updates of a policy several times larger."""
+M = TypeVar("M", bound=nn.Module)
+
 MAX_BAD_STEPS = 5
 """So many updates in a row with a loss or gradient that is not finite end the stage: it will not recover by itself."""
 
@@ -53,13 +57,17 @@ class Engine(Protocol):
         """Clip, update, advance the schedule; returns `grad_norm` (before clipping), `lr` and `skipped`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact resume needs from the engine."""
+        """What this rank needs for an exact resume, see `engine_state`; frozen weights are not in it."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from the `state_dict` of this rank of as many ranks, or from `engine_state.merge` of any number."""
 
     def gathered(self) -> contextlib.AbstractContextManager[Any]:
-        """The module with whole weights on every rank, for generating and saving."""
+        """The module with whole weights on every rank, for generating, measuring and saving.
+
+        All ranks enter and leave it together; inside, each may run as many forward passes as it likes, without
+        gradient.
+        """
 
 
 def prepare(
@@ -70,7 +78,7 @@ def prepare(
     max_grad_norm: float,
     precision: str = "auto",
     weight_decay: float = 0.0,
-    zero_stage: int = 2,
+    settings: EngineSettings = DEFAULTS,
     rates: Mapping[str, float] | None = None,
 ) -> Engine:
     """An engine for a model that is to be trained.
@@ -82,22 +90,55 @@ def prepare(
         max_grad_norm: gradients are scaled down to this global norm; 0 means never.
         precision: "auto", "float32" or "bfloat16", see `device.autocast`.
         weight_decay: decoupled decay of AdamW.
-        zero_stage: 0 to 3, used only with several ranks.
+        settings: how it is trained on the devices there are; ZeRO and offload are for several ranks only.
         rates: peak rates of parameters whose names begin with a key, in place of `learning_rate`.
+
+    Raises:
+        BadInput: a setting that this machine has no place for.
     """
-    settings: dict[str, Any] = {
+    refuse_unsupported(settings, device=choose_device(), ranks=distributed.world_size())
+    apply_settings(model, settings)
+    values: dict[str, Any] = {
         "learning_rate": learning_rate,
         "schedule": schedule,
         "max_grad_norm": max_grad_norm,
         "precision": precision,
         "weight_decay": weight_decay,
         "rates": rates or {},
+        "settings": settings,
     }
     if distributed.world_size() == 1:
-        return PlainEngine(model, **settings)
+        return PlainEngine(model, **values)
     from rlhf.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, **settings, zero_stage=zero_stage)
+    return DeepSpeedEngine(model, **values)
+
+
+def freeze(model: M, settings: EngineSettings = DEFAULTS) -> M:
+    """A model that is only asked and never trained; under ZeRO-3 its weights too are split over the ranks.
+
+    A split model answers as a whole one does, but all ranks have to call it equally often.
+
+    Args:
+        model: changed in place.
+        settings: those of the engines beside it.
+    """
+    model.requires_grad_(False)
+    if distributed.world_size() > 1 and settings.zero_stage == 3:
+        from rlhf.deepspeed_engine import split_frozen
+
+        split_frozen(model, settings)
+    return model
+
+
+def shutdown() -> None:
+    """Leave the process group; call last on every rank of a run that went well, when no engine is in use any more.
+
+    Without it ZeRO-3 kills good runs at their end.
+    """
+    if (split := sys.modules.get("rlhf.deepspeed_engine")) is not None:
+        split.destroy_all()
+    distributed.finish()
 
 
 class PlainEngine:
@@ -113,6 +154,7 @@ class PlainEngine:
         precision: str,
         weight_decay: float,
         rates: Mapping[str, float],
+        settings: EngineSettings,
     ) -> None:
         """See `prepare`."""
         self.device = choose_device()
@@ -122,9 +164,7 @@ class PlainEngine:
         self.learning_rate, self.schedule = learning_rate, schedule
         self.max_grad_norm = max_grad_norm or math.inf
         self.precision = precision
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=learning_rate, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(groups, settings, learning_rate=learning_rate, weight_decay=weight_decay)
         self.steps, self.skipped, self.bad_in_a_row, self.spoiled = 0, 0, 0, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -166,44 +206,40 @@ class PlainEngine:
         return {"grad_norm": norm, "lr": self.learning_rate * factor, "skipped": float(self.skipped)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer and counters."""
-        return {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "counters": [self.steps, self.skipped, self.bad_in_a_row],
-        }
+        """Whole weights, optimizer and counters."""
+        pieces = {}
+        for name, parameter in self._trained():
+            state = dict(self.optimizer.state.get(parameter, {}))
+            step = float(state.pop("step", 0.0))
+            pieces[name] = piece(parameter.shape, 0, {WEIGHT: parameter, **state}, step)
+        return {"pieces": pieces, "counters": [self.steps, self.skipped, self.bad_in_a_row]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, parameter in self._trained():
+            found = state["pieces"][name]
+            parameter.data.copy_(cut(state, name, WEIGHT, 0, parameter.numel()).view(parameter.shape))
+            moments = {key: value for key, value in found["values"].items() if key != WEIGHT}
+            if moments:
+                shaped = {key: _like(value, parameter) for key, value in moments.items()}
+                step = torch.tensor(found["step"], dtype=torch.float32, device=parameter.device)
+                self.optimizer.state[parameter] = {"step": step, **shaped}
         self.steps, self.skipped, self.bad_in_a_row = state["counters"]
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[Any]:
         """The module itself: its weights are whole."""
-        yield self.module
+        with without_checkpointing(self.module):
+            yield self.module
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
 
 
-def parameter_groups(
-    model: nn.Module, learning_rate: float, rates: Mapping[str, float]
-) -> tuple[list[dict[str, Any]], list[float]]:
-    """Trainable parameters by peak rate.
-
-    Args:
-        model: the module.
-        learning_rate: rate of all that `rates` does not name.
-        rates: rates by the beginnings of names.
-
-    Returns:
-        Groups as torch's optimizers take them, none empty, and their peak rates.
-    """
-    by_key: dict[str, list[nn.Parameter]] = {"": [], **{key: [] for key in rates}}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            by_key[next((key for key in rates if name.startswith(key)), "")].append(parameter)
-    used = [key for key, parameters in by_key.items() if parameters]
-    return [{"params": by_key[key]} for key in used], [rates[key] if key else learning_rate for key in used]
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A tensor of the optimizer where its weight lies, in its shape where it has as many elements; a copy."""
+    there = value.to(parameter.device, copy=True)
+    return there.view(parameter.shape) if there.numel() == parameter.numel() else there
 
 
 def refuse_divergence(bad_in_a_row: int, step: int) -> None:

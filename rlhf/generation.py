@@ -5,22 +5,21 @@ are not forbidden, nothing else (no top-k, no top-p, no repetition penalty, no m
 gradient is only right for the distribution that the samples came from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.decoder import make_decoder
 from rlhf.errors import BadInput, StageFailed
-from rlhf.kv_cache import attends_fully, make_cache
-from rlhf.logprobs import log_softmax
 from rlhf.models import context_length
+from rlhf.packed_weights import packed
+from rlhf.sampling import choose
 
-BELOW_ONE = 1.0 - 2.0**-40
-COMPACT_BELOW = 0.9
-"""Finished rows are dropped when at most this share of the batch is unfinished: each drop copies the cache once."""
+Finished = Callable[[int, list[int], bool], None]
+"""Told of each response as it ends: index of the prompt, ids, and whether it ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,7 @@ def generate(
     greedy: bool = False,
     uniforms: Tensor | None = None,
     compact: bool = True,
+    finished: Finished | None = None,
 ) -> Generation:
     """Sample one response to each prompt.
 
@@ -68,6 +68,7 @@ def generate(
         uniforms: numbers in [0, 1) to use instead of drawing, for samples that belong to a prompt and not to its
             place in a batch; see `row_uniforms`. [B, max_new_tokens] float64
         compact: drop finished rows from the batch; False only to show that it changes nothing.
+        finished: told of each response as soon as it is complete, while others are still being sampled.
 
     Raises:
         BadInput: prompt and response together do not fit into the model's context.
@@ -75,37 +76,32 @@ def generate(
         ValueError: no prompts, an empty prompt, or neither generator nor uniforms.
     """
     _check(model, prompts, max_new_tokens, temperature)
-    device = model.device
-    draws = None if greedy else _columns(uniforms, generator, len(prompts), max_new_tokens).to(device)
-    decoder = _Decoder(model, prompts, max_new_tokens, pad_id)
-    banned = None if forbidden is None else forbidden.to(device)
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    rows = torch.arange(len(prompts), device=device)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    tokens = torch.full((max_new_tokens, len(prompts)), pad_id, device=device)
-    logprobs = torch.zeros(max_new_tokens, len(prompts), device=device)
-    lengths = torch.zeros(len(prompts), dtype=torch.int64, device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    draws = None if greedy else _columns(uniforms, generator, len(prompts), max_new_tokens).to(model.device)
+    banned = None if forbidden is None else forbidden.nonzero().squeeze(1).to(model.device)
+    stops = torch.tensor(sorted(stop_ids), device=model.device)
+    # Neighbours of like length need little padding, and equal prompts are computed once.
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), list(prompts[row])))
+    drawn = _Drawn(order, max_new_tokens, pad_id, model.device)
+    decoder = make_decoder(model, [prompts[row] for row in order], max_new_tokens=max_new_tokens, pad_id=pad_id)
 
-    logits = decoder.prefill()
-    for step in range(max_new_tokens):
-        scores = log_softmax(logits, temperature=temperature, forbidden=banned)
-        chosen = scores.argmax(dim=-1) if draws is None else _invert(scores, draws[step, rows])
-        tokens[step, rows] = chosen
-        logprobs[step, rows] = scores.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        stopped = torch.isin(chosen, stops) & alive
-        lengths[rows] += alive.to(torch.int64)
-        ended[rows] |= stopped
-        alive &= ~stopped
-        left = int(alive.sum())
-        if left == 0 or step + 1 == max_new_tokens:
-            break
-        if compact and left <= COMPACT_BELOW * len(rows):
-            keep = alive.nonzero().squeeze(1)
-            rows, chosen, alive = rows[keep], chosen[keep], alive[keep]
-            decoder.keep(keep)
-        logits = decoder.decode(chosen)
-    return _collect(tokens, logprobs, lengths, ended)
+    with packed(model):
+        logits = decoder.prefill()
+        for step in range(max_new_tokens):
+            uniform = None if draws is None else draws[step, drawn.rows]
+            chosen, scores = choose(logits, temperature=temperature, forbidden=banned, uniforms=uniform)
+            stopped = drawn.add(step, chosen, scores, stops)
+            if finished is not None:
+                drawn.tell(finished, stopped)
+            if drawn.left == 0 or step + 1 == max_new_tokens:
+                break
+            if compact and drawn.left <= decoder.drop_below * len(chosen):
+                keep = drawn.keep_alive()
+                chosen = chosen[keep]
+                decoder.keep(keep)
+            logits = decoder.decode(chosen)
+    if finished is not None:
+        drawn.tell(finished, drawn.alive)
+    return drawn.collect()
 
 
 def row_uniforms(seeds: Sequence[int], max_new_tokens: int) -> Tensor:
@@ -126,91 +122,64 @@ def row_uniforms(seeds: Sequence[int], max_new_tokens: int) -> Tensor:
 
 
 def _columns(uniforms: Tensor | None, generator: torch.Generator | None, rows: int, steps: int) -> Tensor:
-    """The uniform numbers below 1, given or drawn, column by column in memory since a step reads one column."""
+    """The uniform numbers, given or drawn, column by column in memory since a step reads one column."""
     if uniforms is None:
         if generator is None:
             raise ValueError("generate: neither generator nor uniforms was given, and greedy is False")
         uniforms = torch.rand(rows, steps, generator=generator, dtype=torch.float64, device=generator.device)
-    return (uniforms * BELOW_ONE).t().contiguous()
+    return uniforms.t().contiguous()
 
 
-class _Decoder:
-    """The model's forward passes over left-padded rows: the prompts once, then a token at a time."""
+class _Drawn:
+    """What has been sampled, step by step, and which rows go on."""
 
-    def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad_id: int
-    ) -> None:
-        width = max(len(prompt) for prompt in prompts)
-        ids = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-        self.model = model
-        self.input_ids = torch.tensor(ids, device=model.device)
-        sizes = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-        self.mask = torch.arange(width + max_new_tokens, device=model.device) >= (width - sizes).unsqueeze(1)
-        self.position = sizes
-        self.width = width
-        self.cache = make_cache(model, width + max_new_tokens)
-        # A ready four-dimensional mask is used as it is, which saves building one in each step; a model with several
-        # kinds of attention needs several masks, so it builds its own from the two-dimensional one.
-        self.ready_mask = attends_fully(model) and model.config._attn_implementation == "sdpa"
+    def __init__(self, order: Sequence[int], steps: int, pad_id: int, device: torch.device) -> None:
+        self.tokens = torch.full((steps, len(order)), pad_id, device=device)
+        self.logprobs = torch.zeros(steps, len(order), device=device)
+        self.lengths = torch.zeros(len(order), dtype=torch.int64, device=device)
+        self.ended = torch.zeros(len(order), dtype=torch.bool, device=device)
+        self.rows = torch.tensor(order, device=device)
+        """Prompt of each row that is being computed."""
+        self.alive = torch.ones(len(order), dtype=torch.bool, device=device)
+        """Which of these rows go on."""
+        self.left = len(order)
 
-    def prefill(self) -> Tensor:
-        """Logits after each prompt, of shape [B, V]."""
-        mask = self.mask[:, : self.width]
-        # Positions count real tokens: padding must not shift learned position embeddings.
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        return self._forward(self.input_ids, mask, positions)
+    def add(self, step: int, chosen: Tensor, logprobs: Tensor, stops: Tensor) -> Tensor:
+        """One token of each row; those of rows that had ended before are written and not counted. Which rows end."""
+        stopped = torch.isin(chosen, stops) & self.alive
+        self.tokens[step, self.rows] = chosen
+        self.logprobs[step, self.rows] = logprobs.to(self.logprobs.dtype)
+        self.lengths[self.rows] += self.alive.to(torch.int64)
+        self.ended[self.rows] |= stopped
+        self.alive &= ~stopped
+        self.left = int(self.alive.sum())
+        return stopped
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Logits after one more token in each row, of shape [B, V]."""
-        self.width += 1
-        mask = self.mask[:, : self.width]
-        positions = self.position.unsqueeze(1)
-        self.position = self.position + 1
-        return self._forward(tokens.unsqueeze(1), mask[:, None, None, :] if self.ready_mask else mask, positions)
+    def keep_alive(self) -> Tensor:
+        """Drop the rows that have ended; indices of the others."""
+        keep = self.alive.nonzero().squeeze(1)
+        self.rows, self.alive = self.rows[keep], self.alive[keep]
+        return keep
 
-    def keep(self, indices: Tensor) -> None:
-        """Drop every row that is not named."""
-        self.mask, self.position = self.mask[indices], self.position[indices]
-        cache: Any = self.cache
-        cache.batch_select_indices(indices)
+    def tell(self, finished: Finished, which: Tensor) -> None:
+        """Hand on responses that are complete."""
+        for row in self.rows[which].tolist():
+            length = int(self.lengths[row])
+            finished(row, self.tokens[:length, row].tolist(), bool(self.ended[row]))
 
-    def _forward(self, input_ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        result = self.model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
+    def collect(self) -> Generation:
+        if not bool(torch.isfinite(self.logprobs).all()):
+            raise StageFailed(
+                "the policy gives probabilities that are not numbers, so nothing can be sampled from it; its weights "
+                "hold NaN or infinity, so start from another model, or train with a lower learning_rate or precision: "
+                "float32"
+            )
+        columns, values, sizes = self.tokens.t().tolist(), self.logprobs.t().tolist(), self.lengths.tolist()
+        return Generation(
+            responses=[row[:size] for row, size in zip(columns, sizes, strict=True)],
+            logprobs=[row[:size] for row, size in zip(values, sizes, strict=True)],
+            ended=self.ended.tolist(),
         )
-        logits: Tensor = result.logits[:, -1]
-        return logits
-
-
-def _invert(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """The token of each row at which the cumulative distribution passes its uniform number.
-
-    In float64, because summing 150,000 small fp32 probabilities would lose the last ones.
-    """
-    cumulative = scores.to(torch.float64).exp_().cumsum(dim=-1)
-    target = (uniforms * cumulative[:, -1]).unsqueeze(1)
-    # right=True passes over tokens of probability 0, whose cumulative value equals that of the token before. The clamp
-    # is for NaN alone, which would give an index beyond the end before anybody could say why.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=scores.shape[-1] - 1)
-
-
-def _collect(tokens: Tensor, logprobs: Tensor, lengths: Tensor, ended: Tensor) -> Generation:
-    if not bool(torch.isfinite(logprobs).all()):
-        raise StageFailed(
-            "the policy gives probabilities that are not numbers, so nothing can be sampled from it; its weights hold "
-            "NaN or infinity, so start from another model, or train with a lower learning_rate or precision: float32"
-        )
-    columns, values, sizes = tokens.t().tolist(), logprobs.t().tolist(), lengths.tolist()
-    return Generation(
-        responses=[row[:size] for row, size in zip(columns, sizes, strict=True)],
-        logprobs=[row[:size] for row, size in zip(values, sizes, strict=True)],
-        ended=ended.tolist(),
-    )
 
 
 def _check(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float) -> None:

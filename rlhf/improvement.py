@@ -108,8 +108,8 @@ def improve(
 
     Returns:
         Means over the steps taken, of some also by epoch (`..._epoch_1`); and `first_ratio`, the largest |ratio - 1|
-        before the first step (summed over the ranks): 0 but for rounding, or the log-probabilities of sampling and
-        training differ.
+        before the first step on any rank: 0 but for rounding, or the log-probabilities of sampling and training
+        differ.
     """
     steps: list[dict[str, float]] = []
     by_epoch: dict[str, float] = {}
@@ -122,7 +122,7 @@ def improve(
             parts = rollout.take(sorted(rows)).parts(micro_batch)
             step, shift, largest = _step(learners, parts, objectives, len(steps))
             if not steps:
-                first_ratio = distributed.reduce_sum({"ratio_error": largest})["ratio_error"]
+                first_ratio = max(distributed.gather_objects(largest))
             weights = {name: weights.get(name, 0.0) + value for name, value in shift.items()}
             steps.append(step)
         latest = {**{name: _mean(steps[-len(chosen) :], name) for name in PER_EPOCH}, **effective_sizes(weights)}

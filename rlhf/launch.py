@@ -9,31 +9,31 @@ How it ended is told by the exit code (0 done, 1 failed, 2 bad input) and, since
 """
 
 import ctypes
-import errno
 import hashlib
 import importlib
 import inspect
-import json
 import logging
 import os
-import shlex
 import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf import checkpoint
+from rlhf import quick_import
+from rlhf.checkpoint import KEY_VARIABLE, SETTINGS_VARIABLE, prune
+from rlhf.checkpoint_key import rounding_settings, stage_key
 from rlhf.config import LAUNCH_KEYS, load_section, read_params
-from rlhf.errors import BadInput, StageFailed
+from rlhf.errors import BadInput
+from rlhf.launch_line import LaunchLine, command, read_line
+from rlhf.rank_notes import is_rank, leave_note
+from rlhf.rank_supervisor import die_with_supervisor, supervise
+from rlhf.stage_failure import FAILURES, explain, report
 
 PARAMS = Path("params.yaml")
-FAILURES = Path(".ratchet/tmp/failures")
 LAUNCHED = "RATCHET_LAUNCHED"
-STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 log = logging.getLogger("ratchet")
 
@@ -88,11 +88,18 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def launch_settings(params: Mapping[str, Any], stage: str) -> tuple[int, list[str]]:
-    """The number of threads and the launcher's command line of a stage.
+def launch_settings(
+    params: Mapping[str, Any], stage: str, environment: Mapping[str, str] | None = None
+) -> tuple[int, LaunchLine]:
+    """The number of threads and the launch line of a stage.
+
+    Args:
+        params: the whole parameter file.
+        stage: name of the section.
+        environment: where variables of the line are looked up; None leaves them as they are.
 
     Raises:
-        BadInput: the section or one of its two keys is missing or of the wrong type.
+        BadInput: the section or one of its two keys is missing or makes no sense.
     """
     section = params.get(stage)
     if not isinstance(section, Mapping):
@@ -100,14 +107,10 @@ def launch_settings(params: Mapping[str, Any], stage: str) -> tuple[int, list[st
     for key in LAUNCH_KEYS:
         if key not in section:
             raise BadInput(f"{PARAMS}: missing key {stage}.{key}; profiles/default.yaml has a value for it")
-    threads, line = section["threads"], section["launch"]
+    threads = section["threads"]
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise BadInput(f"{PARAMS}: {stage}.threads is {threads!r}, wanted a whole number of at least 1")
-    if not isinstance(line, str) or shlex.split(line)[:1] not in (["python"], ["torchrun"], ["deepspeed"]):
-        raise BadInput(
-            f"{PARAMS}: {stage}.launch is {line!r}, wanted a line that begins with python, torchrun or deepspeed"
-        )
-    return threads, shlex.split(line)
+    return threads, read_line(section["launch"], f"{PARAMS}: {stage}.launch", environment)
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -117,6 +120,8 @@ def environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         # Idle threads sleep instead of spinning: beside another busy process, spinning made SFT 33 times slower.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # oneDNN keeps a compiled kernel per shape, about 0.7 MB each; its own limit is 1024.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
         "RAYON_NUM_THREADS": str(threads),
@@ -133,24 +138,16 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **fixed}
 
 
-def command(launcher: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The command line that runs this module again under `launcher`."""
-    module = ["-m", "rlhf.launch", *arguments]
-    if launcher[0] == "python":
-        return [sys.executable, *launcher[1:], *module]
-    if launcher[0] == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", *launcher[1:], *module]
-    return [*launcher, "--module", *module[1:]]
-
-
 def call(request: Request, params: Mapping[str, Any]) -> None:
     """Load the recipe and its configuration and run it.
 
     Raises:
         BadInput: there is no such recipe, or its parameters or paths do not fit its signature.
     """
-    module = _recipe(request.recipe)
     section = dict(params[request.stage])
+    if not is_rank() and not (section.get("engine") or {}).get("compile"):
+        quick_import.install()
+    module = _recipe(request.recipe)
     for field, source in request.borrowed.items():
         value: Any = params
         for part in source.split("."):
@@ -168,7 +165,33 @@ def call(request: Request, params: Mapping[str, Any]) -> None:
     if wanted != set(request.paths):
         missing, extra = sorted(wanted - set(request.paths)), sorted(set(request.paths) - wanted)
         raise BadInput(f"dvc.yaml: the command of {request.stage} lacks the paths {missing} or has others: {extra}")
+    if is_rank():
+        _join(request.stage, config)
     module.main(config, seed=stage_seed(seed, request.stage), stage=request.stage, **request.paths)
+
+
+def _join(stage: str, config: Any) -> None:
+    """Meet the other ranks before anything is computed, and check that there is work for each.
+
+    Raises:
+        BadInput: a stage for one process, fewer rows in a batch than ranks, or ranks that were started on other inputs.
+    """
+    from rlhf import distributed
+
+    ranks, rows, engine = distributed.world_size(), getattr(config, "batch_size", None), getattr(config, "engine", None)
+    if engine is None:
+        raise BadInput(f"{PARAMS}: {stage}.launch starts {ranks} ranks, but this stage has work for one; wanted python")
+    if isinstance(rows, int) and rows < ranks:
+        raise BadInput(
+            f"{PARAMS}: {stage}.batch_size is {rows}, wanted at least one row for each of the {ranks} ranks; raise it, "
+            f"or start fewer ranks in {stage}.launch"
+        )
+    distributed.start(engine.timeout_s)
+    keys = distributed.gather_objects(os.environ.get(KEY_VARIABLE, ""))
+    if other := [rank for rank, key in enumerate(keys) if key != keys[0]]:
+        raise BadInput(
+            f"rank {other[0]} was started on other code, parameters or data than rank 0; give every machine the same"
+        )
 
 
 def _recipe(name: str) -> ModuleType:
@@ -178,53 +201,61 @@ def _recipe(name: str) -> ModuleType:
     return importlib.import_module(full)
 
 
-def _report(stage: str, exit_code: int, kind: str, sentence: str) -> int:
-    """Write the failure file and the sentence; returns the exit code."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"{stage}: {sentence}\n")
-        try:
-            FAILURES.mkdir(parents=True, exist_ok=True)
-            document = {"stage": stage, "exit_code": exit_code, "kind": kind, "sentence": sentence}
-            (FAILURES / f"{stage}.json").write_text(json.dumps(document), encoding="utf-8")
-        except OSError as error:
-            sys.stderr.write(f"{stage}: the reason could not be kept in {FAILURES}: {error.strerror}\n")
-    return exit_code
+def begin(request: Request, params: Mapping[str, Any], arguments: Sequence[str]) -> int:
+    """Become the process that computes, or the parent of the launcher that starts several of them.
+
+    Returns:
+        The exit code of the latter; the former does not return.
+    """
+    (FAILURES / f"{request.stage}.json").unlink(missing_ok=True)
+    threads, line = launch_settings(params, request.stage, os.environ)
+    key = stage_key(request.stage, arguments, params)
+    prune(request.stage, key)
+    variables = {**environment(threads), KEY_VARIABLE: key}
+    variables[SETTINGS_VARIABLE] = rounding_settings(request.stage, params)
+    if line.program == "python" or is_rank():  # a rank already: somebody else's launcher started it
+        words = command(read_line("python", "") if is_rank() else line, arguments)
+        os.execvpe(words[0], words, variables)
+    if sys.platform != "linux":
+        raise BadInput(f"{PARAMS}: {request.stage}.launch starts several ranks, which needs Linux; wanted python here")
+    verdict = supervise(command(line, arguments), variables, line=str(params[request.stage]["launch"]))
+    if verdict.sentence:
+        return report(request.stage, verdict.exit_code, verdict.kind, verdict.sentence)
+    return verdict.exit_code
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a stage from its command line and return its exit code; becomes another process on the first call."""
     stage = arguments[0] if arguments else "?"
+    section: Any = {}
     try:
         request = parse(arguments)
         params = read_params(PARAMS)
-        threads, launcher = launch_settings(params, request.stage)
+        section = params.get(request.stage)
         if os.environ.get(LAUNCHED) != "1":
-            (FAILURES / f"{stage}.json").unlink(missing_ok=True)
-            variables = environment(threads)
-            key = checkpoint.stage_key(request.stage, arguments, params)
-            checkpoint.prune(request.stage, key)
-            line = command(launcher, arguments)
-            os.execvpe(line[0], line, {**variables, checkpoint.KEY_VARIABLE: key})
+            return begin(request, params, arguments)
         call(request, params)
-    except BadInput as error:
-        return _report(stage, BadInput.exit_code, "bad_input", str(error))
-    except StageFailed as error:
-        return _report(stage, StageFailed.exit_code, "failed", str(error))
-    except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
-            return _unexpected(stage, error)
-        where = error.filename or "a file"
-        return _report(
-            stage, 1, "failed", f"cannot write {where}: {error.strerror}; free space or rights, then run again"
-        )
-    except Exception as error:  # the last door: whatever it is, its trace is shown and the stage fails
-        return _unexpected(stage, error)
+    except Exception as error:  # the last door: whatever it is, the stage fails with one sentence
+        return explain(stage, error, section)
     return 0
 
 
-def _unexpected(stage: str, error: Exception) -> int:
-    traceback.print_exception(error)
-    return _report(stage, 1, "failed", f"{type(error).__name__}: {error}")
+def _run_rank(arguments: Sequence[str]) -> None:
+    """Run a stage as one of several ranks and end at once: libraries that end in order have been seen to crash."""
+    die_with_supervisor()
+    leave_note("started")
+    if int(os.environ["RANK"]) != 0:
+        logging.getLogger().setLevel(logging.WARNING)  # all ranks would say the same
+    code = run(arguments)
+    if code == 0:
+        from rlhf import distributed
+
+        distributed.barrier()
+        leave_note("done")
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:
@@ -233,6 +264,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("transformers", "torch", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if is_rank() and os.environ.get(LAUNCHED) == "1":
+        _run_rank(sys.argv[1:])
     sys.exit(run(sys.argv[1:]))
 
 

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf import packed_attention
+from rlhf.matmul import REPLACED
+from rlhf.packing import pack
 from rlhf.shapes import require_rank, require_same_shape
 
 PROBE_TOKENS = 8
@@ -20,6 +23,8 @@ PROBE_TOLERANCE = 1e-4
 PROBE_TOLERANCE_HALF = 2e-2
 # Configuration fields of architectures that change the logits after the head in a way that this module does not know.
 LOGIT_SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_scale", "output_multiplier")
+
+PLAIN_HEADS = (nn.Linear, REPLACED[nn.Linear])
 
 _head_can_run_alone: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -51,6 +56,8 @@ class ResponseRows(NamedTuple):
     """V."""
     states: Tensor | None
     """Last hidden states at the same positions, which a value head reads; None when not asked for. [N, H]"""
+    weight: Tensor | None = None
+    """Matrix of a head that is nothing but fp32 logits = rows weight^T; None where there is more to it. [V, H]"""
 
 
 def response_rows(model: nn.Module, batch: TokenBatch, *, with_states: bool = False) -> ResponseRows:
@@ -76,9 +83,30 @@ def response_rows(model: nn.Module, batch: TokenBatch, *, with_states: bool = Fa
         logits: Tensor = result.logits[:, :-1][predicts]
         states = result.hidden_states[-1][:, :-1][predicts] if with_states else None
         return ResponseRows(logits, nn.Identity(), logits.shape[-1], states)
-    hidden: Tensor = _trunk(model)(**inputs).last_hidden_state[:, :-1][predicts]
-    head = _head(model)
-    return ResponseRows(hidden, lambda rows: _apply_head(model, head, rows), _weight(head).shape[0], hidden)
+    hidden, head = _states(_trunk(model), batch, inputs, predicts), _head(model)
+    return ResponseRows(
+        hidden, lambda rows: _apply_head(model, head, rows), _weight(head).shape[0], hidden, _bare(model, head, hidden)
+    )
+
+
+def _states(trunk: nn.Module, batch: TokenBatch, inputs: dict[str, Tensor | bool], predicts: Tensor) -> Tensor:
+    """Hidden states before each response token, without computing any token twice where the model allows it. [N, H]."""
+    if "attention_mask" in inputs or not packed_attention.fits(trunk):
+        padded: Tensor = trunk(**inputs).last_hidden_state[:, :-1][predicts]
+        return padded
+    packed = pack(batch.input_ids, batch.attention_mask)
+    return packed_attention.hidden_states(trunk, packed).index_select(0, packed.nodes[:, :-1][predicts])
+
+
+def _bare(model: nn.Module, head: nn.Module, rows: Tensor) -> Tensor | None:
+    """The head's matrix where `fused_head` may use it in the head's place."""
+    if type(head) not in PLAIN_HEADS or getattr(head, "bias", None) is not None:
+        return None
+    weight = _weight(head)
+    whole = not hasattr(weight, "ds_id")  # ZeRO-3 has a weight in one piece only while its own layer runs
+    simple = getattr(model.config, "final_logit_softcapping", None) is None and whole
+    halved = torch.is_autocast_enabled(rows.device.type)
+    return weight if simple and not halved and rows.dtype == weight.dtype == torch.float32 else None
 
 
 def runs_head_alone(model: nn.Module) -> bool:

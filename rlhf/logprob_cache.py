@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -51,12 +51,12 @@ class LogprobCache:
             self.common = _hash(folder_digest(model), _hash(json.dumps(settings)), _machine(), _sources())
 
     def get(
-        self, ids: Sequence[Sequence[Sequence[int]]], shape: Sequence[int], compute: Callable[[], Tensor]
+        self, ids: Iterable[Sequence[Sequence[int]]], shape: Sequence[int], compute: Callable[[], Tensor]
     ) -> Tensor:
         """The values of some token ids: found, or else computed and kept.
 
         Args:
-            ids: prompts and responses of every value.
+            ids: prompts and responses of every value; read only inside a project.
             shape: of the values.
             compute: gives the values, on the CPU; a collective operation when there are several ranks.
 
@@ -65,7 +65,10 @@ class LogprobCache:
         """
         if self.common is None:
             return compute()
-        key = _hash(self.common, _hash(json.dumps([list(shape), ids])))[:32]
+        digest = hashlib.sha256(json.dumps([self.common, list(shape)]).encode())
+        for one in ids:
+            digest.update(json.dumps(one).encode())
+        key = digest.hexdigest()[:32]
         file = FOLDER / f"{key}.safetensors"
         values = _read(file, key, tuple(shape))
         # Computing is done together, so one rank that found nothing makes all compute.

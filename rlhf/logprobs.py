@@ -5,12 +5,13 @@ backward pass, so that no float32 tensor over all positions and the whole vocabu
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.fused_head import chosen_logprobs
 from rlhf.lm_head import ResponseRows, TokenBatch, response_rows
 from rlhf.shapes import require_rank
 
@@ -147,9 +148,11 @@ def logprobs_of_rows(
     ids = batch.input_ids[batch.response_mask]
 
     def look_up(block: Tensor, block_ids: Tensor) -> Tensor:
-        logprobs, spread = _look_up(
-            found.to_logits(block), block_ids, temperature=temperature, forbidden=forbidden, with_entropy=with_entropy
-        )
+        wanted: dict[str, Any] = {"temperature": temperature, "forbidden": forbidden, "with_entropy": with_entropy}
+        if found.weight is not None:
+            logprobs, spread = chosen_logprobs(block, found.weight, block_ids, **wanted)
+        else:
+            logprobs, spread = _look_up(found.to_logits(block), block_ids, **wanted)
         return logprobs if spread is None else torch.stack((logprobs, spread), dim=1)
 
     values = in_chunks(look_up, found.rows, ids, width=found.vocabulary)

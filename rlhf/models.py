@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from rlhf import matmul
 from rlhf.errors import BadInput
 from rlhf.tokenizer import stop_ids
 
@@ -58,6 +59,7 @@ def build_policy(
     model = LlamaForCausalLM(config)
     remove_dropout(model)
     model.train(False)
+    matmul.adopt(model)
     return model
 
 
@@ -124,7 +126,7 @@ def load_pretrained(
             "training would start from random numbers, so give the whole model"
         )
     remove_dropout(model)
-    return cast(PreTrainedModel, model.to(device).eval())
+    return cast(PreTrainedModel, matmul.adopt(model.to(device).eval()))
 
 
 def check_model_folder(folder: Path) -> None:
@@ -212,8 +214,8 @@ def context_length(model: nn.Module) -> int | None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen weights, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of trainable and frozen weights, tied ones counted once, also where ZeRO-3 has split them over ranks."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

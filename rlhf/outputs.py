@@ -82,21 +82,41 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         BadInput: the file is missing or a line is not a JSON object.
     """
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; it is written by an earlier stage, so run `dvc repro` or `ratchet run`")
+    require_file(path)
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise BadInput(
-                    f"{path}:{number}: not JSON ({error.msg}); the stage that writes it must run again"
-                ) from error
-            if not isinstance(row, dict):
-                raise BadInput(f"{path}:{number}: got a {type(row).__name__}, wanted a JSON object")
-            yield row
+            if not line.isspace():
+                yield parse_row(line, path, number)
+
+
+def require_file(path: Path) -> None:
+    """Refuse a missing file.
+
+    Raises:
+        BadInput: nothing is there.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; it is written by an earlier stage, so run `dvc repro` or `ratchet run`")
+
+
+def parse_row(line: str | bytes, path: Path, number: int) -> dict[str, Any]:
+    """The row in a line of a JSON lines file.
+
+    Args:
+        line: the line.
+        path: its file, for messages.
+        number: its number, for messages.
+
+    Raises:
+        BadInput: it is not a JSON object.
+    """
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}:{number}: not JSON ({error.msg}); the stage that writes it must run again") from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{path}:{number}: got a {type(row).__name__}, wanted a JSON object")
+    return row
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, float | int | str]], first: Sequence[str] = ("step",)) -> None:

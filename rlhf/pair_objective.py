@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.dpo_config import Config
 from rlhf.logprob_cache import LogprobCache
 from rlhf.losses.dpo import DpoLoss, dpo_loss, ipo_loss, length_normalised, preferred_nll
-from rlhf.outputs import read_jsonl
 from rlhf.pair_logprobs import all_pair_logprobs, pair_logprobs
 from rlhf.preferences import Pair, encode_pairs
+from rlhf.record_file import RecordFile
+from rlhf.row_views import chosen
 
 SPLITS = ("train", "dev", "test")
 UNLIMITED = 2**31
@@ -46,9 +47,9 @@ def read_pairs(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: in
         max_tokens: longest prompt + response, tokens.
         max_pairs: only the first so many records are read; None for all.
     """
-    encoded = encode_pairs(tokenizer, list(read_jsonl(file))[:max_pairs], max_tokens=UNLIMITED)
-    fitting = [pair for pair in encoded if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= max_tokens]
-    usable = [pair for pair in fitting if pair.label != 0.5]
+    encoded = encode_pairs(tokenizer, RecordFile(file)[:max_pairs], max_tokens=UNLIMITED)
+    fitting = chosen(encoded, lambda pair: pair.longest <= max_tokens)
+    usable = chosen(fitting, lambda pair: pair.label != 0.5)
     counts = {"pairs": len(usable), "ties": len(fitting) - len(usable), "too_long": len(encoded) - len(fitting)}
     return Examples(usable, counts)
 
@@ -107,7 +108,7 @@ class PairObjective:
             if self.config.reference_free:
                 self.reference[split] = torch.zeros(len(pairs), 2)
                 continue
-            ids = [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs]
+            ids = ([pair.prompt, pair.chosen, pair.rejected] for pair in pairs)
 
             def compute(pairs: Sequence[Pair] = pairs) -> Tensor:
                 return all_pair_logprobs(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rlhf.device import PRECISIONS
+from rlhf.engine_settings import DEFAULTS, EngineSettings
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
 from rlhf.rewards.sources import check_names
 
@@ -135,6 +136,8 @@ class Config:
     """Rank of the policy's low-rank adapter, which alone is then trained; 0 for all weights."""
     lora_alpha: float
     """The adapter is scaled by lora_alpha / lora_rank; above 0."""
+    value_lora_rank: int = 0
+    """Rank of the same kind of adapter of a separate value model, whose head is trained too; 0 for all weights."""
     ptx_coef: float
     """Weight of the language-model loss on demonstrations, advantage units per nat; 0 for none."""
     ptx_batch: int
@@ -149,6 +152,10 @@ class Config:
     """Updates between samples for people to read, at least 1."""
     precision: str
     """"auto" (bfloat16 on a GPU, float32 on a CPU), "float32" or "bfloat16"."""
+    overlap: bool = False
+    """Whether scoring begins beside sampling and beside the reference; changes the time and no number."""
+    engine: EngineSettings = DEFAULTS
+    """How it is trained on the devices there are: ZeRO, offload, checkpointing and the like."""
 
     def __post_init__(self) -> None:
         """Check ranges, choices, and what goes together.
@@ -187,7 +194,7 @@ def _check_ranges(config: Config) -> None:
     from_zero = (
         "warmup_updates", "value_warmup_updates", "step_kl_coef", "trust_region_damping", "kl_coef", "entropy_coef",
         "uncertainty_coef", "missing_eos_penalty", "dynamic_sampling", "overlong_buffer", "overlong_penalty",
-        "lora_rank", "ptx_coef", "max_grad_norm",
+        "lora_rank", "value_lora_rank", "ptx_coef", "max_grad_norm",
     )  # fmt: skip
     require_at_least(0, **{name: getattr(config, name) for name in from_zero})
     positive = (
@@ -252,6 +259,8 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
          f"step_kl_target is {c.step_kl_target}, wanted null unless objective is penalised and step_kl_coef above 0"),
         (c.reference == "adapter_off" and c.lora_rank == 0,
          "reference is adapter_off, wanted frozen since lora_rank is 0 and there is no adapter to switch off"),
+        (c.value_lora_rank > 0 and shared,
+         f"value_lora_rank is {c.value_lora_rank}, wanted 0 since value_model shared has no trunk of its own to adapt"),
         *((c.objective == "trust_region" and wrong,
            f"{name} is {getattr(c, name)}, which objective trust_region has no place for; use clipped")
           for name, wrong in in_trust_region.items()),

@@ -1,12 +1,14 @@
 """Preferences as token ids: pairs, and rankings of several answers."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import cut_response
-from rlhf.tokenizer import encode_prompt, encode_response
+from rlhf.token_store import Coded, stored
+from rlhf.tokenizer import encode_prompts, encode_responses
 
 
 class Pair(NamedTuple):
@@ -44,33 +46,46 @@ class Ranking(NamedTuple):
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, records: Sequence[dict[str, Any]], *, max_tokens: int
-) -> list[Pair]:
+) -> Sequence[Pair]:
     """Token ids of pairs; long responses are cut, pairs with prompts that leave no room for one are dropped."""
-    found = []
-    for record in records:
-        prompt = encode_prompt(tokenizer, record["prompt"])
-        chosen, rejected = (
-            cut_response(prompt, encode_response(tokenizer, record[side]), max_tokens=max_tokens)
-            for side in ("chosen", "rejected")
-        )
-        if chosen is not None and rejected is not None:
-            found.append(Pair(prompt, chosen, rejected, float(record["label"]), score_gap(record)))
-    return found
+
+    def coded(rows: Sequence[dict[str, Any]], _: Counter[str]) -> Iterator[Coded]:
+        prompts = encode_prompts(tokenizer, [record["prompt"] for record in rows])
+        sides = (encode_responses(tokenizer, [record[side] for record in rows]) for side in ("chosen", "rejected"))
+        for record, prompt, *answers in zip(rows, prompts, *sides, strict=True):
+            cut = [cut_response(prompt, ids, max_tokens=max_tokens) for ids in answers]
+            both = [ids for ids in cut if ids is not None]
+            if len(both) == 2:
+                yield Coded([prompt, *both], [float(record["label"]), score_gap(record)])
+
+    return stored(tokenizer, records, coded, _pair, settings=["pairs", max_tokens]).examples
 
 
 def encode_rankings(
     tokenizer: PreTrainedTokenizerBase, records: Sequence[dict[str, Any]], *, max_tokens: int
-) -> list[Ranking]:
+) -> Sequence[Ranking]:
     """Token ids of rankings; long responses are cut, rankings whose prompt leaves no room for one are dropped."""
-    found = []
-    for record in records:
-        prompt = encode_prompt(tokenizer, record["prompt"])
-        encoded = [encode_response(tokenizer, text) for text in record["responses"]]
-        cut = [ids for full in encoded if (ids := cut_response(prompt, full, max_tokens=max_tokens)) is not None]
-        if cut:
-            scores = record.get("scores") or [0.0] * len(cut)
-            found.append(Ranking(prompt, cut, list(record["ranks"]), [float(score) for score in scores]))
-    return found
+
+    def coded(rows: Sequence[dict[str, Any]], _: Counter[str]) -> Iterator[Coded]:
+        prompts = encode_prompts(tokenizer, [record["prompt"] for record in rows])
+        for record, prompt in zip(rows, prompts, strict=True):
+            encoded = encode_responses(tokenizer, record["responses"])
+            cut = [ids for full in encoded if (ids := cut_response(prompt, full, max_tokens=max_tokens)) is not None]
+            if cut:
+                scores = record.get("scores") or [0.0] * len(cut)
+                yield Coded([prompt, *cut], [*record["ranks"], *(float(score) for score in scores)])
+
+    return stored(tokenizer, records, coded, _ranking, settings=["rankings", max_tokens]).examples
+
+
+def _pair(one: Coded) -> Pair:
+    prompt, chosen, rejected = one.ids
+    return Pair(prompt, chosen, rejected, *one.values)
+
+
+def _ranking(one: Coded) -> Ranking:
+    prompt, *answers = one.ids
+    return Ranking(prompt, answers, [int(rank) for rank in one.values[: len(answers)]], [*one.values[len(answers) :]])
 
 
 def score_gap(record: Mapping[str, Any]) -> float:

@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from rlhf.adapters import AdapterOff, adapter_off
 from rlhf.batches import Batch
-from rlhf.kl import full_kl
-from rlhf.logprobs import entropy, gather_logprobs, response_logits, scatter_response
+from rlhf.logprobs import in_chunks, log_softmax, response_logits, scatter_response
 from rlhf.row_blocks import in_row_blocks
 
 LOGIT_BUDGET = 2**26
@@ -76,12 +75,26 @@ def compare_with_reference(
     def compare(part: Batch) -> Tensor:
         ids = part.input_ids[part.response_mask]
         ours, theirs = response_logits(policy, part), reference_logits(reference, part)
-        columns = (
-            gather_logprobs(ours, ids, temperature=temperature, forbidden=forbidden),
-            gather_logprobs(theirs, ids, temperature=temperature, forbidden=forbidden),
-            entropy(ours, temperature=temperature, forbidden=forbidden),
-            full_kl(ours, theirs, temperature=temperature, forbidden=forbidden),
-        )
-        return torch.stack([scatter_response(column, part.response_mask) for column in columns], dim=-1)
+
+        def measure(rows_p: Tensor, rows_q: Tensor, ids: Tensor) -> Tensor:
+            return _compare(rows_p, rows_q, ids, forbidden, temperature)
+
+        found = in_chunks(measure, ours, theirs, ids, width=ours.shape[1])
+        return torch.stack([scatter_response(column, part.response_mask) for column in found.unbind(dim=1)], dim=-1)
 
     return Comparison(*in_row_blocks(compare, batch, max(1, min(rows, most))).unbind(dim=-1))
+
+
+def _compare(logits_p: Tensor, logits_q: Tensor, ids: Tensor, forbidden: Tensor, temperature: float) -> Tensor:
+    """The four columns of a `Comparison` from one table of log-probabilities per model; no gradient. [N, 4].
+
+    Entropy and KL are those of `logprobs.entropy` and `kl.full_kl`.
+    """
+    log_p, log_q = (log_softmax(rows, temperature=temperature, forbidden=forbidden) for rows in (logits_p, logits_q))
+    chosen = [table.gather(1, ids.unsqueeze(1)).squeeze(1) for table in (log_p, log_q)]
+    probabilities = log_p.exp()
+    for table in (log_p, log_q):
+        table.masked_fill_(forbidden, 0.0)  # 0 * -inf is NaN
+    entropy = -(probabilities * log_p).sum(dim=1)
+    kl = probabilities.mul_(log_p.sub_(log_q)).sum(dim=1)
+    return torch.stack((*chosen, entropy, kl), dim=1)

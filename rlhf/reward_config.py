@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rlhf.device import PRECISIONS
+from rlhf.engine_settings import DEFAULTS, EngineSettings
 from rlhf.losses.rankings import RANKING_LOSSES
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
 from rlhf.reward_model import POOLINGS
@@ -57,6 +58,12 @@ class Config:
     """Answers of the SFT policy that define score 0 (their mean) and 1 (one standard deviation), at least 2."""
     max_new_tokens: int
     """Longest such answer, tokens."""
+    lora_rank: int = 0
+    """Width of a LoRA adapter of the trunk, which is then trained with the head alone and merged at the end; 0: all."""
+    lora_alpha: float = 16.0
+    """Strength of the adapter: its product is multiplied by lora_alpha / lora_rank, above 0."""
+    engine: EngineSettings = DEFAULTS
+    """How it is trained on the devices there are: ZeRO, offload, checkpointing and the like."""
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -65,6 +72,8 @@ class Config:
             ValueError: a field is out of range.
         """
         require_above_zero(learning_rate=self.learning_rate, epochs=self.epochs, scale=self.scale)
+        require_above_zero(lora_alpha=self.lora_alpha)
+        require_at_least(0, lora_rank=self.lora_rank)
         require_at_least(1, batch_size=self.batch_size, micro_batch=self.micro_batch, max_tokens=self.max_tokens)
         require_at_least(1, max_pairs=self.max_pairs, max_new_tokens=self.max_new_tokens)
         require_at_least(2, normalise_samples=self.normalise_samples)

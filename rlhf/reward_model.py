@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf import packed_attention
+from rlhf.adapters import FOLDER, Lora, add_adapter, merged, save_adapter
 from rlhf.errors import BadInput
 from rlhf.models import load_pretrained, save_folder
 from rlhf.outputs import atomic_writer
+from rlhf.packing import pack
 
 POOLINGS = ("last", "mean", "sum")
 SETTINGS_FILE = "reward.json"
@@ -95,18 +98,34 @@ class RewardModel(nn.Module):
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a folder that plain AutoModelForTokenClassification loads too; `reward.json` holds the rest."""
-        save_folder(self.trunk, tokenizer, folder)
+        save_folder(merged(self.trunk), tokenizer, folder)
+        save_adapter(self.trunk, folder / FOLDER, also=self.head_name)
         settings = {"pooling": self.pooling, "scale": self.scale, "mean": self.mean, "std": self.std}
         with atomic_writer(folder / SETTINGS_FILE) as stream:
             stream.write(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
+    def adapt(self, lora: Lora, *, seed: int) -> None:
+        """Put an adapter into the trunk; only it and the head stay trainable.
+
+        Args:
+            lora: size and strength.
+            seed: of its first weights.
+        """
+        add_adapter(self.trunk, lora, seed=seed)
+        self.head.requires_grad_(True)
+
     @property
     def head(self) -> nn.Linear:
         """The scalar head, whatever its name in this architecture."""
+        layer: nn.Linear = getattr(self.trunk, self.head_name)
+        return layer
+
+    @property
+    def head_name(self) -> str:
+        """Its name inside the trunk."""
         for name in ("score", "classifier"):
-            layer = getattr(self.trunk, name, None)
-            if isinstance(layer, nn.Linear):
-                return layer
+            if isinstance(getattr(self.trunk, name, None), nn.Linear):
+                return name
         raise ValueError(f"RewardModel: {type(self.trunk).__name__} has no linear head named score or classifier")
 
     @property
@@ -136,8 +155,16 @@ class RewardModel(nn.Module):
         """
         if not bool(attention_mask[:, 0].all()):
             raise ValueError("token_scores: a row begins with padding; wanted right-padded rows, as collate makes them")
+        trunk = self.trunk.base_model
+        if packed_attention.fits(trunk):
+            packed = pack(input_ids, attention_mask)
+            scores = self._head_scores(packed_attention.hidden_states(trunk, packed))
+            return packed_attention.to_batch(scores, packed)
         # No mask: causal attention never looks right, where all padding is, and the maskless kernel is quicker.
-        hidden = self.trunk.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self._head_scores(trunk(input_ids=input_ids, use_cache=False).last_hidden_state)
+
+    def _head_scores(self, hidden: Tensor) -> Tensor:
+        """[..., H] to [...]."""
         # Only the head leaves autocast: bf16 margins have three digits, and near-ties would become ties.
         with torch.autocast(hidden.device.type, enabled=False):
             scores: Tensor = self.head(hidden.float()).squeeze(-1)

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf import distributed
+from rlhf.adapters import Lora
 from rlhf.batches import plan_run
 from rlhf.checkpoint import Checkpoints, rng_state, set_rng_state
 from rlhf.device import autocast, choose_device, generator, make_reproducible
@@ -18,11 +19,13 @@ from rlhf.engine import Engine, prepare
 from rlhf.errors import BadInput
 from rlhf.evaluation.judging import Scorer, pair_metrics
 from rlhf.losses.rankings import MOST_TIED
+from rlhf.micro_batches import parts_of
 from rlhf.monitor import Monitor
 from rlhf.preferences import Pair, Ranking
 from rlhf.reward_batch import judged_tokens, losses, with_swaps
 from rlhf.reward_config import Config
 from rlhf.reward_model import RewardModel
+from rlhf.row_views import View
 from rlhf.schedules import cosine
 from rlhf.streams import random_source
 from rlhf.tokenizer import pad_of
@@ -51,10 +54,10 @@ class Work:
     monitor: Monitor
     checkpoints: Checkpoints
 
-    def plan(self, member: int) -> tuple[list[Pair | Ranking], list[list[int]], int]:
+    def plan(self, member: int) -> tuple[Sequence[Pair | Ranking], list[list[int]], int]:
         """What a member is trained on, its batches as indices into that, and how many batches make an epoch."""
         rows = member_rows(len(self.train), self.config.member_share, self.seed, member)
-        train = [self.train[row] for row in rows]
+        train = View(self.train, rows)
         order = generator(member_seed(self.seed, member))
         lengths = [element.longest for element in train]
         return train, *plan_run(lengths, self.config.batch_size, epochs=self.config.epochs, generator=order)
@@ -116,11 +119,13 @@ def train_member(work: Work, member: int, state: Mapping[str, Any] | None) -> tu
     if member:
         make_reproducible(member_seed(work.seed, member))
     model = RewardModel.from_policy(work.sft, pooling=config.pooling, scale=config.scale, device=choose_device())
+    if config.lora_rank:
+        model.adapt(Lora(config.lora_rank, config.lora_alpha), seed=member_seed(work.seed, member))
     train, plan, per_epoch = work.plan(member)
     schedule = cosine(len(plan), warmup_fraction=config.warmup_fraction, final_fraction=config.final_lr_fraction)
     engine = prepare(
         model, learning_rate=config.learning_rate, schedule=schedule, max_grad_norm=config.max_grad_norm,
-        precision=config.precision, weight_decay=config.weight_decay,
+        precision=config.precision, weight_decay=config.weight_decay, settings=config.engine,
     )  # fmt: skip
     done, recent = 0, dict.fromkeys(MEASURED, 0.0)
     if state is not None and state["engine"] is not None:
@@ -136,7 +141,8 @@ def train_member(work: Work, member: int, state: Mapping[str, Any] | None) -> tu
             means = {name: value / since for name, value in distributed.reduce_sum(recent).items()}
             row = {**means, "epoch": step / per_epoch, **update}
             if work.dev and (step % per_epoch < every or step == len(plan)):
-                dev = pair_metrics(work.dev, work.scorer(model).score_pairs(work.dev))
+                with engine.gathered() as whole:
+                    dev = pair_metrics(work.dev, work.scorer(whole).score_pairs(work.dev))
                 row["dev_accuracy"] = dev.get("accuracy", math.nan)
             if config.members > 1:
                 row["member"] = float(member)
@@ -184,17 +190,16 @@ def _update(
     with autocast(work.policy.device, config.precision):
         examples = with_swaps(train, rows, work.policy, work.tokenizer, share=share, seed=seed)
     judged = distributed.reduce_sum({"tokens": float(judged_tokens(examples))})["tokens"]
-    size = config.micro_batch or len(examples)
-    for start in range(0, len(examples), size):
-        part = examples[start : start + size]
+    most = math.ceil(len(rows) / distributed.world_size())
+    for part, weight, final in parts_of(examples, config.micro_batch, most=most):
         preference, swap = losses(
             engine, part, centering=config.centering, pad_id=pad_of(work.tokenizer), pairs=len(rows), tokens=judged,
             margin_coef=config.margin_coef, ranking_loss=config.ranking_loss,
         )  # fmt: skip
-        engine.backward(preference.loss + config.swap_weight * swap.loss, final=start + size >= len(examples))
-        recent["loss"] += float(preference.loss.detach())
-        recent["accuracy"] += float(preference.accuracy) * len(part) / len(rows)
-        recent["margin"] += float(preference.margin)
-        recent["swap_loss"] += float(swap.loss.detach())
-        recent["swap_accuracy"] += float(swap.accuracy)
+        engine.backward(weight * (preference.loss + config.swap_weight * swap.loss), final=final)
+        recent["loss"] += weight * float(preference.loss.detach())
+        recent["accuracy"] += weight * float(preference.accuracy) * len(part) / len(rows)
+        recent["margin"] += weight * float(preference.margin)
+        recent["swap_loss"] += weight * float(swap.loss.detach())
+        recent["swap_accuracy"] += weight * float(swap.accuracy)
     return engine.step()

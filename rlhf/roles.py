@@ -18,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.adapters import AdapterOff, Lora, adapter_parameters, add_adapter
 from rlhf.batches import Batch
+from rlhf.engine import freeze
+from rlhf.engine_settings import DEFAULTS, EngineSettings
 from rlhf.errors import BadInput
 from rlhf.models import context_length, count_parameters, forbidden_ids, load_policy
 from rlhf.ranges import require_choice
@@ -92,8 +94,10 @@ def load_roles(
     device: torch.device,
     value: str = "separate",
     lora: Lora | None = None,
+    value_lora: Lora | None = None,
     reference: str = "frozen",
     seed: int = 0,
+    settings: EngineSettings = DEFAULTS,
 ) -> Roles:
     """Load policy and reference from one folder, reward model and value model from the other.
 
@@ -104,8 +108,10 @@ def load_roles(
         value: "separate" (the reward model again; without one the policy's trunk with a zero head), "shared" (a zero
             head on the policy's trunk) or "none".
         lora: adapter of the policy, which is then all that is trained of it; None to train all weights.
+        value_lora: adapter of a value model of its own; its head is trained beside it.
         reference: "frozen" (a second model) or "adapter_off" (the policy itself; needs `lora`).
-        seed: of the adapter's first weights.
+        seed: of the adapters' first weights.
+        settings: of the engines to come, by which frozen models may be split over the ranks.
 
     Raises:
         BadInput: a model cannot be loaded, or the two folders have different tokens: then the sampled ids would mean
@@ -123,21 +129,20 @@ def load_roles(
     policy = load_policy(start, device=device)
     if lora is not None:
         add_adapter(policy, lora, seed=seed)
+    value_model = _value_model(start, reward, device) if value == "separate" else None
+    if value_model is not None and value_lora is not None:
+        value_model.adapt(value_lora, seed=seed)
     return Roles(
         tokenizer=tokenizer,
         policy=policy,
         learner=PolicyWithValue(policy) if value == "shared" else policy,
-        reference=_frozen(load_policy(start, device=device)) if reference == "frozen" else AdapterOff(policy),
-        reward_model=None if reward is None else RewardModel.load(reward, device=device).requires_grad_(False),
-        value_model=_value_model(start, reward, device) if value == "separate" else None,
+        reference=freeze(load_policy(start, device=device), settings) if reference == "frozen" else AdapterOff(policy),
+        reward_model=None if reward is None else freeze(RewardModel.load(reward, device=device), settings),
+        value_model=value_model,
         forbidden=forbidden_ids(tokenizer, policy),
         stops=stop_ids(tokenizer, policy),
         pad_id=pad_of(tokenizer),
     )
-
-
-def _frozen(model: PreTrainedModel) -> PreTrainedModel:
-    return model.requires_grad_(False)
 
 
 def _value_model(start: Path, reward: Path | None, device: torch.device) -> RewardModel:

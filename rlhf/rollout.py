@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rlhf import distributed
 from rlhf.batches import Batch, collate
-from rlhf.generation import generate
+from rlhf.generation import Finished, generate
 from rlhf.kl import kl_k1
 from rlhf.logprobs import scatter_response
 from rlhf.losses.value import explained_variance
@@ -95,6 +95,7 @@ def sample_responses(
     forbidden: Tensor,
     pad_id: int,
     source: torch.Generator,
+    finished: Finished | None = None,
 ) -> Sampled:
     """Sample one response to each prompt and lay both end to end.
 
@@ -107,13 +108,14 @@ def sample_responses(
         forbidden: True at tokens that are never sampled. [V] bool
         pad_id: id written into the padding.
         source: of the random numbers.
+        finished: told of each response as soon as it is complete, while others are still being sampled.
 
     Returns:
         The batch on the policy's device.
     """
     drawn = generate(
         policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stops, forbidden=forbidden,
-        pad_id=pad_id, generator=source,
+        pad_id=pad_id, generator=source, finished=finished,
     )  # fmt: skip
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, drawn.responses, strict=True)]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -201,6 +203,20 @@ def spread_globally(advantages: Tensor, mask: Tensor) -> float:
     return float((squares["squares"] / count) ** 0.5)
 
 
+def explained_globally(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """`losses.value.explained_variance` over the response tokens of all ranks.
+
+    Args:
+        values: this rank's, reward units. [B, T]
+        returns: this rank's, reward units. [B, T]
+        mask: True where the policy sampled the token. [B, T] bool
+    """
+    if distributed.world_size() == 1:
+        return float(explained_variance(values, returns, mask))
+    spread, unexplained = spread_globally(returns, mask), spread_globally(returns - values, mask)
+    return 1 - (unexplained / spread) ** 2 if spread > 0 else 0.0
+
+
 def describe(
     old: Comparison,
     batch: Batch,
@@ -238,11 +254,11 @@ def describe(
         "entropy": old.entropy[mask],
         "length_tokens": mask.sum(dim=1),
         "end_rate": ended,
-        "explained_variance": None if values is None else explained_variance(values, returns, mask).reshape(1),
         "sampler_gap": (captured - old.logprobs).abs()[mask],
         **{f"reward_{name}": signal for name, signal in (signals or {}).items()},
     }
     columns = {name: column for name, column in measured.items() if column is not None}
     sums = distributed.reduce_sum({name: float(column.double().sum()) for name, column in columns.items()})
     counts = distributed.reduce_sum({name: float(column.numel()) for name, column in columns.items()})
-    return {name: sums[name] / counts[name] for name in columns}
+    means = {name: sums[name] / counts[name] for name in columns}
+    return means if values is None else means | {"explained_variance": explained_globally(values, returns, mask)}

@@ -1,8 +1,9 @@
 """Prompt records as token ids, and a policy's answers to a few of them for people to read while it trains."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.batches import Batch, collate
 from rlhf.generation import generate, row_uniforms
 from rlhf.models import forbidden_ids
-from rlhf.outputs import read_jsonl
-from rlhf.tokenizer import decode_response, encode_prompt, pad_of, stop_ids
+from rlhf.record_file import RecordFile
+from rlhf.row_views import View
+from rlhf.token_store import Coded, stored
+from rlhf.tokenizer import decode_response, encode_prompts, pad_of, stop_ids
 
 SHOWN = 4
 """Prompts that are answered at every sampling step."""
@@ -27,6 +30,27 @@ class Question(NamedTuple):
     """For rewards by rule, such as a reference answer; no model sees it."""
 
 
+class Questions(Sequence[Question]):
+    """Questions whose records and token ids are read when they are asked for."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], ids: Sequence[list[int]]) -> None:
+        self._records, self._ids = records, ids
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, place: int) -> Question: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Question]: ...
+    def __getitem__(self, place: int | slice) -> Question | Sequence[Question]:
+        """One question, or some."""
+        if isinstance(place, slice):
+            return Questions(self._records[place], self._ids[place])
+        record = self._records[place]
+        return Question(record["prompt"], self._ids[place], record.get("meta") or {})
+
+
 class Scores(Protocol):
     """What scores whole responses: `rlhf.rewards.signals.Signals`."""
 
@@ -36,7 +60,9 @@ class Scores(Protocol):
         """Each signal by its name, and "total": [B] each."""
 
 
-def read_questions(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> tuple[list[Question], int]:
+def read_questions(
+    file: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> tuple[Sequence[Question], int]:
     """Prompts of a file of records, in the order of the file.
 
     Args:
@@ -47,12 +73,15 @@ def read_questions(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_tokens
     Returns:
         The prompts and how many were left out.
     """
-    questions = [
-        Question(record["prompt"], encode_prompt(tokenizer, record["prompt"]), record.get("meta") or {})
-        for record in read_jsonl(file)
-    ]
-    kept = [question for question in questions if len(question.ids) <= max_tokens]
-    return kept, len(questions) - len(kept)
+
+    def coded(rows: Sequence[dict[str, Any]], _: Counter[str]) -> Iterator[Coded]:
+        prompts = encode_prompts(tokenizer, [record["prompt"] for record in rows])
+        return (Coded([prompt]) for prompt in prompts)
+
+    records = RecordFile(file)
+    ids = stored(tokenizer, records, coded, lambda one: one.ids[0], settings=["prompts"]).examples
+    kept = [place for place, prompt in enumerate(ids) if len(prompt) <= max_tokens]
+    return Questions(View(records, kept), View(ids, kept)), len(records) - len(kept)
 
 
 def show(

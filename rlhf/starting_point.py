@@ -1,6 +1,7 @@
 """Where supervised fine-tuning starts: a fresh tokenizer and model, a local base model, or one from the hub."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +30,8 @@ def from_scratch(records: Sequence[dict[str, Any]], size: Size) -> tuple[PreTrai
         records: demonstrations; the text of prompts and responses is the corpus.
         size: shape of the model.
     """
-    texts = [message["content"] for record in records for message in record["prompt"]]
-    texts += [record["response"] for record in records]
+    prompts = (message["content"] for record in records for message in record["prompt"])
+    texts = chain(prompts, (record["response"] for record in records))
     tokenizer = train_tokenizer(texts, vocab_size=size.vocab_size)
     shape = size._asdict()
     del shape["vocab_size"]

@@ -120,6 +120,29 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [*_ids(tokenizer, disarm(tokenizer, text)), eos]
 
 
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Mapping[str, str]]]
+) -> list[list[int]]:
+    """`encode_prompt` of many conversations, which takes less time than one by one."""
+    safe = [
+        [{"role": message["role"], "content": text} for message, text in zip(messages, texts, strict=True)]
+        for messages in conversations
+        for texts in [_disarmed(tokenizer, [message["content"] for message in messages])]
+    ]
+    if not safe:
+        return []
+    texts = tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
+    return _all_ids(tokenizer, [str(text) for text in texts])
+
+
+def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """`encode_response` of many texts, which takes less time than one by one."""
+    eos = tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        raise ValueError("encode_responses: the tokenizer has no single EOS token; load it with load_tokenizer")
+    return [[*ids, eos] for ids in _all_ids(tokenizer, _disarmed(tokenizer, texts))] if texts else []
+
+
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, stops: Sequence[int] = ()) -> str:
     """Text of a response up to its first stop token, special tokens left out.
 
@@ -158,9 +181,22 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _all_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return [list(ids) for ids in found["input_ids"]]
+
+
 def disarm(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Break special tokens written out inside a record: data must not be able to end a turn or fake a role."""
-    for token in tokenizer.all_special_tokens:
-        if len(token) > 1 and token in text:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+    return _disarmed(tokenizer, [text])[0]
+
+
+def _disarmed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    special = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    found = list(texts)
+    for place, text in enumerate(found):
+        for token in special:
+            if token in text:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        found[place] = text
+    return found

@@ -185,6 +185,7 @@ def _answers(root: Path, entry: Version, evaluated: Evaluated, ids: Sequence[str
     seed = evaluated.locked.params.get("seed", 0)
     depends = [entry.stage, entry.output_md5, deps.get(MODELS + "judge"), deps.get(MODELS + BASELINE)]
     decoding = {name: settings[name] for name in ("temperature", "max_new_tokens", "batch", "precision")}
+    decoding["matmul"] = settings.get("matmul", "native")  # an older evaluation has no such key
     key = hashlib.sha256(json.dumps([depends, prompts, decoding, seed], sort_keys=True).encode()).hexdigest()[:32]
     folder = tmp_dir(root) / "gate" / key
     found = folder / "answers.jsonl"

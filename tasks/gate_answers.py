@@ -32,6 +32,7 @@ class Request:
     temperature: float
     max_new_tokens: int
     batch: int
+    matmul: str
     precision: str
     seed: int
 
@@ -46,11 +47,13 @@ def answer(request: Request) -> list[dict[str, Any]]:
     Raises:
         BadInput: a folder or the prompts cannot be read.
     """
+    from rlhf import matmul
     from rlhf.device import choose_device, make_reproducible
     from rlhf.evaluation.answers import Policy, Sampling, divergences, sample
     from rlhf.evaluation.judging import Scorer, gold_score
 
     make_reproducible(request.seed)
+    matmul.choose(request.matmul)
     device = choose_device()
     policy, reference = (Policy.load(Path(folder), device=device) for folder in (request.weights, request.reference))
     judge = Scorer.load(Path(request.judge), device=device, batch=request.batch, precision=request.precision)

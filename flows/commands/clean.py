@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.output import show, size, table
 
-ALWAYS = ("checkpoints", "logprobs", "logs", "weights", "report")
+ALWAYS = ("checkpoints", "logprobs", "tokens", "logs", "weights", "report")
 """Folders that are freed by default: leftovers of runs, and what is made again when needed."""
 
 RECENT_SECONDS = 120
@@ -98,7 +98,7 @@ def resumable(root: Path, path: Path) -> str | None:
     """
     if path.parents[1].name != "checkpoints":
         return None
-    from rlhf.checkpoint import stage_key
+    from rlhf.checkpoint_key import stage_key
     from rlhf.config import read_params
     from rlhf.errors import BadInput
 

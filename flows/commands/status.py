@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tasks.graph import PlannedStage
 
 STATES = {"cached": "fresh", "run": "stale", "maybe": "stale", "restore": "stale, in the run cache"}
+
+log = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -69,14 +72,13 @@ def _stage(root: Path, stage: PlannedStage, running: Holder | None) -> dict[str,
 def _registry(root: Path) -> dict[str, Any]:
     """Ask the registry, where there is one already; asking would otherwise make an empty one."""
     from tasks.mlflow_store import StoreUnreachable, sqlite_file
-    from tasks.registry import challenger, champion
     from tasks.settings import tracking_uri
 
     file = sqlite_file(tracking_uri(root))
     if file is not None and not file.is_file():
         return {"champion": None, "challenger": None, "registry": "nothing has been published yet"}
     try:
-        holders = {"champion": champion(root), "challenger": challenger(root)}
+        holders = _holders(root, file)
     except StoreUnreachable as error:
         return {"champion": None, "challenger": None, "registry": str(error)}
     named = {
@@ -84,6 +86,25 @@ def _registry(root: Path) -> dict[str, Any]:
         for role, found in holders.items()
     }
     return {**named, "registry": None}
+
+
+def _holders(root: Path, file: Path | None) -> dict[str, Any]:
+    """Champion and challenger: from the local database itself, and from MLflow where that cannot be done."""
+    import sqlite3
+
+    from tasks.registry_config import load_registry_config
+    from tasks.registry_glance import glance
+
+    aliases = load_registry_config(root).aliases
+    if file is not None:
+        policy = load_registry_config(root).policy
+        try:
+            return {role: glance(file, policy, getattr(aliases, role)) for role in ("champion", "challenger")}
+        except sqlite3.Error as error:
+            log.info("%s: %s; asking MLflow", file, error)
+    from tasks.registry import challenger, champion
+
+    return {"champion": champion(root), "challenger": challenger(root)}
 
 
 def _lines(document: dict[str, Any], running: Holder | None) -> list[str]:

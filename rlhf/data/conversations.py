@@ -73,7 +73,7 @@ def as_messages(value: object, field: str) -> list[Message]:
     """
     if not isinstance(value, list) or not value:
         raise RowError(field, value, "not a list of messages")
-    return [_message(turn, f"{field}[{index}]") for index, turn in enumerate(value)]
+    return [_message(turn, field, index) for index, turn in enumerate(value)]
 
 
 def as_answer(value: object, field: str) -> str:
@@ -118,12 +118,12 @@ def common_prompt(chosen: list[Message], rejected: list[Message]) -> tuple[list[
     return prompt, better, worse
 
 
-def _message(turn: Any, field: str) -> Message:
+def _message(turn: Any, field: str, index: int) -> Message:
     if not isinstance(turn, dict):
-        raise RowError(field, turn, "not a message")
+        raise RowError(f"{field}[{index}]", turn, "not a message")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if not isinstance(role, str) or role not in ROLE_NAMES:
-        raise RowError(field, role, "unknown role")
+        raise RowError(f"{field}[{index}]", role, "unknown role")
     if not isinstance(content, str):
-        raise RowError(field, content, "not text")
+        raise RowError(f"{field}[{index}]", content, "not text")
     return {"role": ROLE_NAMES[role], "content": content}

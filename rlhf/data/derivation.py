@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from rlhf.data.ledger import FOLDERS, Ledger
+from rlhf.data.entries import FOLDERS
+from rlhf.data.ledger import Ledger
 from rlhf.data.records import Record, demonstration, ranked_pairs
 from rlhf.data.splits import SPLITS, UNLIKE
 from rlhf.errors import BadInput
@@ -21,7 +22,7 @@ NEEDED = (
 
 def there_are(ledger: Ledger, *folders: str) -> bool:
     """Whether one of the folders has a record in train, dev or test."""
-    return any(True for _ in ledger.entries(*folders))
+    return any(ledger.parts[folder, split].count() for folder in folders for split in SPLITS)
 
 
 def derive_pairs(ledger: Ledger) -> None:
@@ -57,7 +58,7 @@ def derive_the_rest(ledger: Ledger, *, demonstrations_from: str, prompts_from: s
     if prompts_from == "pairs":
         ledger.discard("prompts")
     for folder in PROMPT_SOURCES[prompts_from]:
-        ledger.derive("prompt", folder, lambda record: [{"prompt": record["prompt"]}])
+        ledger.derive("prompt", folder, _prompt, once=True)
 
 
 def limit(ledger: Ledger, training: Mapping[str, int | None], held_out: int | None) -> None:
@@ -75,21 +76,25 @@ def refuse_empty(ledger: Ledger) -> None:
     Raises:
         BadInput: naming the part that is empty and what there is.
     """
-    missing = next((part for part in NEEDED if not ledger.parts[part].kept()), None)
+    missing = next((part for part in NEEDED if not ledger.parts[part].count()), None)
     if missing is None:
         return
     if there_are(ledger, "judgements") and not there_are(ledger, *COMPARISONS):
-        count = sum(1 for _ in ledger.entries("judgements"))
+        count = len(ledger.entries("judgements"))
         raise BadInput(
             f"validate.files has {count} judgements of single answers but no pairs or rankings: judgements train a "
             "policy (dpo.objective: kto), the reward model and the judge learn from comparisons; add a file with some"
         )
     names = [name for name in FOLDERS if name != "probes"]
-    there = ", ".join(f"{len(ledger.parts[name, 'train'].kept())} {name}" for name in names)
+    there = ", ".join(f"{ledger.parts[name, 'train'].count()} {name}" for name in names)
     raise BadInput(
         f"no record is left for {'/'.join(missing)} (training has {there}); add data to validate.files, "
         "or change the fractions or the sources of demonstrations and prompts in params.yaml"
     )
+
+
+def _prompt(record: Record) -> Iterator[Record]:
+    yield {"prompt": record["prompt"]}
 
 
 def _named_pairs(record: Record) -> Iterator[Record]:

@@ -2,12 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from rlhf.data.detect import Detected, detect
-from rlhf.data.raw_files import rows
+from rlhf.data.raw_files import Numbered, rows
 from rlhf.data.readers import READERS
 from rlhf.data.records import Kind, Record, RowError, encode, shorten
 from rlhf.errors import BadInput
@@ -50,26 +50,46 @@ def read(path: Path, name: str, detected: Detected) -> Iterator[Row | Refused]:
     Raises:
         BadInput: the file cannot be read, or not one of its rows has the format.
     """
-    reader = READERS[detected.format]
-    good, reasons = 0, Counter[str]()
-    for number, found in rows(path):
+    good, refused = 0, list[Refused]()
+    for found in canonical(rows(path), name, detected.format):
+        if isinstance(found, Row):
+            good += 1
+        else:
+            refused.append(found)
+        yield found
+    if not good:
+        raise useless(path, detected, refused)
+    log.info("%s: read as %s because %s", name, detected.format, detected.why)
+
+
+def canonical(numbered: Iterable[Numbered], name: str, format: str) -> Iterator[Row | Refused]:
+    """Canonical rows of parsed ones, and a refusal for every row that is none.
+
+    Args:
+        numbered: rows with their numbers.
+        name: of the file.
+        format: a key of `READERS`.
+    """
+    reader = READERS[format]
+    for number, found in numbered:
         try:
             if isinstance(found, RowError):
                 raise found
             for kind, record in reader.read(found):
                 record["source"] = name
                 yield Row(kind, record, encode(record), name, number)
-                good += 1
         except RowError as error:
-            reasons[f"{error.field}: {error.reason}"] += 1
             yield Refused(name, number, error.field, shorten(error.value), error.reason)
-    if not good:
-        worst, count = reasons.most_common(1)[0]
-        raise BadInput(
-            f"{path}: none of its {reasons.total()} rows could be read as {detected.format} ({reader.shape}); "
-            f"most often ({count} rows) because of {worst}"
-        )
-    log.info("%s: read as %s because %s", name, detected.format, detected.why)
+
+
+def useless(path: Path, detected: Detected, refused: Iterable[Refused]) -> BadInput:
+    """The error for a file all of whose rows were refused."""
+    reasons = Counter(f"{failure.field}: {failure.reason}" for failure in refused)
+    worst, count = reasons.most_common(1)[0]
+    return BadInput(
+        f"{path}: none of its {reasons.total()} rows could be read as {detected.format} "
+        f"({READERS[detected.format].shape}); most often ({count} rows) because of {worst}"
+    )
 
 
 def formats(files: list[tuple[str, Path]], forced: dict[str, str]) -> list[tuple[str, Path, Detected]]:

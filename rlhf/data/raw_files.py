@@ -7,7 +7,7 @@ a BadInput; a fault in one row is a RowError in that row's place, so that the ro
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -20,6 +20,8 @@ HEAD = 1 << 16
 """Bytes at the beginning of a file that decide what it is."""
 
 Numbered: TypeAlias = tuple[int, dict[str, Any] | RowError]
+Unread: TypeAlias = tuple[int, Any]
+"""A row's number, and a line of bytes or an item of a JSON array."""
 
 
 def find_files(raw: Path, names: tuple[str, ...]) -> list[tuple[str, Path]]:
@@ -71,6 +73,15 @@ def rows(path: Path) -> Iterator[Numbered]:
         with it. Blank lines are passed over.
 
     Raises:
+        BadInput: see `unread`.
+    """
+    return parsed(unread(path))
+
+
+def unread(path: Path) -> Iterator[Unread]:
+    """The rows of a file before they are looked at, for `parsed`, which may be called in another process.
+
+    Raises:
         BadInput: the file is missing, empty, unreadable, not text, in another encoding, or one broken JSON document.
     """
     with closing(_open(path)) as stream:
@@ -82,10 +93,16 @@ def rows(path: Path) -> Iterator[Numbered]:
                 yield from _array(path, stream.read())
                 return
             for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                if not line.isspace():
+                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise BadInput(f"{path}: not a whole gzip file ({error}); copy it again") from error
+
+
+def parsed(found: Iterable[Unread]) -> Iterator[Numbered]:
+    """Rows as objects, or what is wrong with them."""
+    parser = _Parser()
+    return ((number, parser.row(row) if isinstance(row, bytes) else _checked(row)) for number, row in found)
 
 
 def _open(path: Path) -> BinaryIO | gzip.GzipFile:
@@ -109,7 +126,7 @@ def _refuse_other_than_text(path: Path, head: bytes) -> None:
         raise BadInput(f"{path}: is a binary file (byte {head.index(0)} is zero); wanted JSON in UTF-8 text")
 
 
-def _array(path: Path, content: bytes) -> Iterator[Numbered]:
+def _array(path: Path, content: bytes) -> Iterator[Unread]:
     try:
         items = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
@@ -125,19 +142,7 @@ def _array(path: Path, content: bytes) -> Iterator[Numbered]:
         raise BadInput(f"{path}: JSON that cannot be read ({_first_line(error)})") from error
     if not items:
         raise BadInput(f"{path}: is an empty JSON array; wanted rows")
-    for number, item in enumerate(items, start=1):
-        yield number, _checked(item)
-
-
-def _parse(line: bytes) -> dict[str, Any] | RowError:
-    try:
-        return _checked(json.loads(line.decode(), object_pairs_hook=_object))
-    except UnicodeDecodeError as error:
-        return RowError("row", f"byte 0x{line[error.start]:02x} in {line.decode(errors='replace')}", "not UTF-8")
-    except json.JSONDecodeError as error:
-        return RowError("row", f"{error.msg}, column {error.colno}: {line.decode().strip()}", "broken JSON")
-    except (ValueError, RecursionError) as error:
-        return RowError("row", f"{_first_line(error)}: {line.decode().strip()}", "JSON that cannot be read")
+    yield from enumerate(items, start=1)
 
 
 class _Repeated(dict[str, Any]):
@@ -147,6 +152,39 @@ class _Repeated(dict[str, Any]):
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     built = dict(items)
     return built if len(built) == len(items) else _Repeated(built)
+
+
+class _Parser:
+    """Reads lines as `json.loads` does, without making a decoder for each, and notices a key that stands twice."""
+
+    def __init__(self) -> None:
+        self._repeats = False
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def row(self, line: bytes) -> dict[str, Any] | RowError:
+        """The object in a line, or what is wrong with it."""
+        try:
+            text = line.decode()
+            if text.startswith("\ufeff"):  # json.loads says that it does not belong there
+                return _checked(json.loads(text))
+            item = self._decoder.decode(text)
+        except UnicodeDecodeError as error:
+            return RowError("row", f"byte 0x{line[error.start]:02x} in {line.decode(errors='replace')}", "not UTF-8")
+        except json.JSONDecodeError as error:
+            return RowError("row", f"{error.msg}, column {error.colno}: {line.decode().strip()}", "broken JSON")
+        except (ValueError, RecursionError) as error:
+            return RowError("row", f"{_first_line(error)}: {line.decode().strip()}", "JSON that cannot be read")
+        if self._repeats or not isinstance(item, dict):
+            self._repeats = False
+            return _checked(item)
+        return item
+
+    def _object(self, items: list[tuple[str, Any]]) -> dict[str, Any]:
+        built = dict(items)
+        if len(built) == len(items):
+            return built
+        self._repeats = True
+        return _Repeated(built)
 
 
 def _checked(item: Any) -> dict[str, Any] | RowError:

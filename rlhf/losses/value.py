@@ -63,7 +63,9 @@ def clipped_value_loss(
     else:
         clipped = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns) ** 2
     loss = 0.5 * token_mean(torch.maximum(error, clipped), response_mask, total_tokens=total_tokens)
-    used = (clipped > error).to(loss.dtype)
+    # Within the range the two differ by rounding, which is not clipping.
+    beyond = (values - old_values).abs() > (torch.inf if clip_range is None else clip_range)
+    used = ((clipped > error) & beyond).to(loss.dtype)
     return ValueLoss(loss, token_mean(used, response_mask, total_tokens=total_tokens))
 
 

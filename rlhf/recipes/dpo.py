@@ -7,16 +7,18 @@ step, and kept; only one model is ever in memory.
 from pathlib import Path
 from typing import Any
 
-from rlhf import distributed
-from rlhf.adapters import Lora, add_adapter, merged
+from rlhf import distributed, matmul
+from rlhf.adapters import Lora, add_adapter
 from rlhf.batches import plan_run
 from rlhf.checkpoint import Checkpoints, rng_state, set_rng_state
 from rlhf.device import autocast, choose_device, generator, make_reproducible
 from rlhf.dpo_config import Config
 from rlhf.engine import prepare
 from rlhf.errors import BadInput
+from rlhf.export import export_policy
 from rlhf.logprob_cache import LogprobCache
-from rlhf.models import context_length, forbidden_ids, load_policy, save_policy
+from rlhf.micro_batches import micro_batches
+from rlhf.models import context_length, forbidden_ids, load_policy
 from rlhf.monitor import Monitor
 from rlhf.outputs import write_jsonl, write_metrics
 from rlhf.pair_objective import UNLIMITED, Tokens
@@ -58,6 +60,7 @@ def main(
     """
     # 1. The policy, what it learns from, and a few held-out prompts.
     make_reproducible(seed)
+    matmul.choose(config.engine.matmul)
     device = choose_device()
     tokenizer, policy = load_tokenizer(sft), load_policy(sft, device=device)
     limit = min(config.max_tokens, context_length(policy) or UNLIMITED)
@@ -89,7 +92,7 @@ def main(
         policy = add_adapter(policy, Lora(config.lora_rank, config.lora_alpha), seed=seed)
     engine = prepare(
         policy, learning_rate=config.learning_rate, schedule=schedule, max_grad_norm=config.max_grad_norm,
-        precision=config.precision,
+        precision=config.precision, settings=config.engine,
     )  # fmt: skip
     done, shown, recent, since = 0, list[dict[str, Any]](), dict[str, float](), 0
     if state:
@@ -102,21 +105,19 @@ def main(
     every, check = max(1, len(plan) // CURVE_ROWS), max(1, len(plan) // DEV_ROWS)
     for step, rows in enumerate(plan[done:], start=done + 1):
         anchor = objective.anchor(engine.module, "train", rows, step - 1)
-        mine = distributed.share(rows)
-        size = config.micro_batch or len(mine)
-        for start in range(0, len(mine), size):
+        for part in micro_batches(rows, config.micro_batch):
             with autocast(device, config.precision):
-                index = mine[start : start + size]
-                loss, numbers = objective.compare(engine.module, "train", index, anchor, total=len(rows))
-            engine.backward(loss, final=start + size >= len(mine))
-            recent = {name: recent.get(name, 0.0) + value for name, value in numbers.items()}
+                loss, numbers = objective.compare(engine.module, "train", part.rows, anchor, total=len(rows))
+            engine.backward(part.weight * loss, final=part.final)
+            recent = {name: recent.get(name, 0.0) + part.weight * value for name, value in numbers.items()}
         update = engine.step()
         since += 1
         last = step == len(plan)
         if step % every == 0 or step % check == 0 or last:
             row = objective.means(distributed.reduce_sum(recent), since)
             if step % check == 0 or last:
-                row |= {f"dev_{name}": value for name, value in held_out(objective, engine.module, "dev").items()}
+                with engine.gathered() as whole:
+                    row |= {f"dev_{name}": value for name, value in held_out(objective, whole, "dev").items()}
             monitor.log(step, **row, epoch=step / per_epoch, **update)
             recent, since = {}, 0
         if step % config.sample_every == 0 or last:
@@ -135,12 +136,13 @@ def main(
     for split, examples in objective.data.items():
         report[split] = dict(examples.counts)
         if split != "train":
-            report[split] |= held_out(objective, engine.module, split)
+            with engine.gathered() as whole:
+                report[split] |= held_out(objective, whole, split)
     final = monitor.rows[-1]
     report["train"] |= {name: final[name] for name in ("loss", "accuracy", "margin") if name in final}
     with engine.gathered() as whole:
         if distributed.is_main():
-            save_policy(merged(whole), tokenizer, model)
+            export_policy(whole, tokenizer, model)
             write_jsonl(samples, shown)
             monitor.write_curve(curves)
             write_metrics(metrics, report)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rlhf import matmul
 from rlhf.device import PRECISIONS, choose_device, make_reproducible
 from rlhf.errors import BadInput
 from rlhf.evaluation.alignment_tax import demonstration_fit, regression, tax
@@ -21,6 +22,7 @@ from rlhf.evaluation.comparison import by_group, duel, over_optimised, policy_me
 from rlhf.evaluation.frontier import sampled_frontier
 from rlhf.evaluation.judging import Scorer, trust
 from rlhf.evaluation.marks import marks
+from rlhf.matmul import LIBRARIES
 from rlhf.monitor import Monitor
 from rlhf.outputs import read_jsonl, write_csv, write_jsonl, write_metrics
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
@@ -65,6 +67,8 @@ class Config:
     """Accuracy on held-out pairs that a reward model should reach, in [0, 1]."""
     resamples: int
     """Bootstrap resamples of the prompts behind each 95% interval; at least 100."""
+    matmul: str
+    """What multiplies fp32 matrices on a CPU: "native" or "onednn", see `rlhf.matmul`."""
     precision: str
     """Number format of forward passes: auto, float32 or bfloat16."""
 
@@ -82,6 +86,7 @@ class Config:
         if len(self.kl_band) != 2 or not 0 <= self.kl_band[0] < self.kl_band[1]:
             raise ValueError(f"kl_band is {list(self.kl_band)}, wanted the lowest and the highest KL, at least 0")
         require_choice(PRECISIONS, precision=self.precision)
+        require_choice(LIBRARIES, matmul=self.matmul)
         if list(self.best_of) != sorted(set(self.best_of)) or any(n < 1 for n in self.best_of):
             raise ValueError(f"best_of is {list(self.best_of)}, wanted ascending sizes of at least 1")
 
@@ -114,6 +119,7 @@ def main(
     """
     # 1. Load the baseline and the two scorers, and choose the prompts.
     make_reproducible(seed)
+    matmul.choose(config.matmul)
     device = choose_device()
     folders = {"sft": sft, "ppo": ppo, "dpo": dpo}
     if unknown := set(config.policies) - set(folders):

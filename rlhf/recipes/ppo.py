@@ -7,6 +7,7 @@ choices, `profiles/algorithms` the published methods by name. The default is PPO
 """
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf import distributed
-from rlhf.adapters import Lora, merged
+from rlhf import distributed, matmul
+from rlhf.adapters import Lora
 from rlhf.advantages import shape_rewards
 from rlhf.asking import Asker
 from rlhf.batches import Batch
@@ -24,10 +25,10 @@ from rlhf.demonstration_stream import DemonstrationStream
 from rlhf.device import autocast, choose_device, make_reproducible
 from rlhf.engine import Engine, prepare
 from rlhf.errors import BadInput
+from rlhf.export import export_policy
 from rlhf.group_sampling import describe_groups, until_groups_differ
 from rlhf.improvement import Learners
 from rlhf.kl import AdaptiveKl, FixedKl, StepKl
-from rlhf.models import save_policy
 from rlhf.monitor import Monitor
 from rlhf.outputs import write_jsonl, write_metrics
 from rlhf.policy_gradient_slots import KL_ESTIMATORS, cautions, estimate
@@ -75,6 +76,7 @@ def main(
     """
     # 1. Roles: the policy, the frozen reference it started from, the signals that score, and values where needed.
     make_reproducible(seed)
+    matmul.choose(config.engine.matmul)
     device, rows = choose_device(), config.micro_batch or config.step_rollouts
     for sentence in cautions(config):
         log.warning("%s: %s", stage, sentence)
@@ -89,11 +91,11 @@ def main(
     # 3. Engines. Their rates follow updates and not optimizer steps, of which `target_kl` may save some.
     update, warmup = 0, config.warmup_updates / config.updates
     rates = linear(config.updates, warmup_fraction=warmup, final_fraction=config.final_lr_fraction)
-    settings: dict[str, Any] = {"max_grad_norm": config.max_grad_norm, "precision": config.precision}
-    settings |= {"schedule": lambda _: rates(update), "rates": {HEAD: config.value_learning_rate}}
-    policy, value_model = prepare(roles.learner, learning_rate=config.learning_rate, **settings), None
+    how: dict[str, Any] = {"max_grad_norm": config.max_grad_norm, "precision": config.precision}
+    how |= {"schedule": lambda _: rates(update), "rates": {HEAD: config.value_learning_rate}, "settings": config.engine}
+    policy, value_model = prepare(roles.learner, learning_rate=config.learning_rate, **how), None
     if roles.value_model is not None:
-        value_model = prepare(roles.value_model, learning_rate=config.value_learning_rate, **settings)
+        value_model = prepare(roles.value_model, learning_rate=config.value_learning_rate, **how)
     kl, step_kl = _kl_controller(config), StepKl(config.step_kl_coef, config.step_kl_target)
 
     # 4. Continue where an earlier attempt was interrupted; else, with a curriculum, measure how hard the prompts are.
@@ -183,14 +185,16 @@ def main(
     report = {**final_and_best(monitor.rows, best="score"), "prompts": len(questions), "dropped_prompts": dropped}
     with policy.gathered() as whole:
         if distributed.is_main():
-            save_policy(merged(policy_of(whole)), roles.tokenizer, model)
+            export_policy(policy_of(whole), roles.tokenizer, model)
             write_jsonl(samples, shown)
             monitor.write_curve(curves)
             write_metrics(metrics, report)
     checkpoints.clear()
 
 
-def _read_prompts(folder: Path, roles: Roles, config: Config, stage: str) -> tuple[list[Question], list[Question], int]:
+def _read_prompts(
+    folder: Path, roles: Roles, config: Config, stage: str
+) -> tuple[Sequence[Question], Sequence[Question], int]:
     """Prompts to learn from, held-out prompts, and how many of the former were too long."""
     limit = min(config.max_prompt_tokens, roles.room(config.max_new_tokens))
     questions, dropped = read_questions(folder / "train.jsonl", roles.tokenizer, max_tokens=limit)
@@ -215,6 +219,8 @@ def _roles(config: Config, sft: Path, reward: Path, device: torch.device, seed: 
         sft, reward if "reward_model" in config.rewards else None, device=device, seed=seed, reference=config.reference,
         value=config.value_model if config.needs_values else "none",
         lora=Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None,
+        value_lora=Lora(config.value_lora_rank, config.lora_alpha) if config.value_lora_rank else None,
+        settings=config.engine,
     )  # fmt: skip
 
 

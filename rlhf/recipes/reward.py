@@ -10,10 +10,11 @@ lies in the folder itself, the others, of other seeds, lie in `member-1`, `membe
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf import distributed
+from rlhf import distributed, matmul
 from rlhf.checkpoint import Checkpoints
 from rlhf.device import choose_device, generator, make_reproducible
 from rlhf.errors import BadInput
@@ -22,11 +23,13 @@ from rlhf.monitor import Monitor
 from rlhf.normaliser import reference_moments
 from rlhf.outputs import read_jsonl, write_metrics
 from rlhf.preferences import Pair, Ranking, encode_pairs, encode_rankings
+from rlhf.record_file import RecordFile
 from rlhf.reward_config import Config
 from rlhf.reward_model import RewardModel
 from rlhf.reward_report import SPLITS, HeldOut, Scored, ensemble_metrics, held_out_metrics, score_held_out
 from rlhf.reward_training import MEASURED, Work, keep_member, kept_member, refuse_wide_ties, train_member
 from rlhf.rewards.ensemble import member_folder
+from rlhf.row_views import Joined, chosen
 from rlhf.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -69,23 +72,23 @@ def main(
     """
     # 1. Records, policy, token ids
     make_reproducible(seed)
+    matmul.choose(config.engine.matmul)
     tokenizer = load_tokenizer(sft)
     policy = load_policy(sft, device=choose_device())
     held_out = HeldOut(
-        pairs={split: list(read_jsonl(pairs / f"{split}.jsonl")) for split in SPLITS},
+        pairs={split: RecordFile(pairs / f"{split}.jsonl") for split in SPLITS},
         rankings={split: _if_there(rankings / f"{split}.jsonl") for split in SPLITS},
         probes=[row for split in SPLITS for row in read_jsonl(probes / f"{split}.jsonl")],
     )
     orders = held_out.rankings["train"]
     # `validate` may have taken pairs from the rankings, for stages that know pairs only: here they would count twice.
     ranked = {row.get("id") for row in orders} - {None}
-    own = [row for row in held_out.pairs["train"] if row["meta"].get("ranking") not in ranked]
+    own = chosen(held_out.pairs["train"], lambda row: row["meta"].get("ranking") not in ranked)
     first_pairs = own[: config.max_pairs]
     limit = min(config.max_tokens, context_length(policy) or config.max_tokens)
-    train: list[Pair | Ranking] = [
-        *encode_pairs(tokenizer, first_pairs, max_tokens=limit),
-        *encode_rankings(tokenizer, orders, max_tokens=limit),
-    ]
+    train: Sequence[Pair | Ranking] = Joined[Pair | Ranking](
+        encode_pairs(tokenizer, first_pairs, max_tokens=limit), encode_rankings(tokenizer, orders, max_tokens=limit)
+    )
     if not train:
         raise BadInput(
             f"{pairs}/train.jsonl: {len(held_out.pairs['train'])} pairs, of which none fits {limit} tokens; name a "
@@ -93,9 +96,8 @@ def main(
         )
     if config.ranking_loss == "plackett_luce":
         refuse_wide_ties(train, f"{rankings}/train.jsonl")
-    questions = [
-        row["prompt"] for row in list(read_jsonl(prompts / "train.jsonl")) or [*held_out.pairs["train"], *orders]
-    ]
+    asked = RecordFile(prompts / "train.jsonl") or Joined(held_out.pairs["train"], orders)
+    questions = [row["prompt"] for row in asked[: config.normalise_samples]]
 
     # 2. What the members share, and where an interrupted run left off
     monitor, checkpoints = Monitor(stage, 0), Checkpoints(stage)
@@ -114,22 +116,23 @@ def main(
     reports, scored = list[dict[str, Any]](), list[Scored]()
     for member in range(config.members):
         folder = member_folder(model, member)
-        kept = kept_member(checkpoints, member)
+        kept = checkpoints.found(kept_member(checkpoints, member))
         if member < resumed and kept is not None:
             trained = RewardModel.load(kept, device=choose_device())
             _save(trained, folder, work)
+            scored.append(score_held_out(work.scorer(trained), held_out))
         else:
             engine, trained = train_member(work, member, state if state and state["member"] == member else None)
-            trained.mean, trained.std = reference_moments(
-                work.scorer(trained), policy, questions, samples=config.normalise_samples,
-                max_new_tokens=config.max_new_tokens, draws=generator(seed),
-            )  # fmt: skip
             with engine.gathered() as whole:
+                whole.mean, whole.std = reference_moments(
+                    work.scorer(whole), policy, questions, samples=config.normalise_samples,
+                    max_new_tokens=config.max_new_tokens, draws=generator(seed),
+                )  # fmt: skip
+                scored.append(score_held_out(work.scorer(whole), held_out))
                 _save(whole, folder, work)
                 if member + 1 < config.members:
                     keep_member(work, whole, member)
         last = next(row for row in monitor.rows if row["step"] == (member + 1) * updates)
-        scored.append(score_held_out(work.scorer(trained), held_out))
         reports.append({
             "parameters": count_parameters(trained),
             "updates": updates,
@@ -159,9 +162,9 @@ def _save(trained: RewardModel, folder: Path, work: Work) -> None:
         trained.save(folder, work.tokenizer)
 
 
-def _if_there(file: Path) -> list[dict[str, Any]]:
+def _if_there(file: Path) -> Sequence[dict[str, Any]]:
     """The rows of a file that need not exist: there are pairs without rankings."""
-    return list(read_jsonl(file)) if file.is_file() else []
+    return RecordFile(file) if file.is_file() else []
 
 
 def _accuracy(report: dict[str, Any], split: str) -> str:

@@ -7,29 +7,34 @@ however the batch is cut into micro-batches and ranks.
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf import distributed
-from rlhf.adapters import Lora, adapter_parameters, add_adapter, merged
+from rlhf import distributed, matmul
+from rlhf.adapters import Lora, adapter_parameters, add_adapter
 from rlhf.batches import plan_run
 from rlhf.checkpoint import Checkpoints, rng_state, set_rng_state
 from rlhf.demonstrations import encode, held_out_loss, to_batch
 from rlhf.device import PRECISIONS, autocast, choose_device, generator, make_reproducible
 from rlhf.engine import prepare
+from rlhf.engine_settings import DEFAULTS, EngineSettings
 from rlhf.errors import BadInput
+from rlhf.export import export_policy
 from rlhf.generation import generate
 from rlhf.logprobs import response_logprobs
 from rlhf.losses.language_model import completion_loss
-from rlhf.models import context_length, count_parameters, forbidden_ids, save_policy
+from rlhf.micro_batches import micro_batches
+from rlhf.models import context_length, count_parameters, forbidden_ids
 from rlhf.monitor import Monitor
-from rlhf.outputs import read_jsonl, write_jsonl, write_metrics
+from rlhf.outputs import write_jsonl, write_metrics
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
+from rlhf.record_file import RecordFile
 from rlhf.schedules import cosine
 from rlhf.starting_point import Size, from_base, from_scratch
 from rlhf.tokenizer import decode_response, encode_prompt, pad_of, stop_ids
@@ -89,6 +94,8 @@ class Config:
     """Held-out prompts that are answered at the end for people to read."""
     max_new_tokens: int
     """Longest answer among these samples, tokens."""
+    engine: EngineSettings = DEFAULTS
+    """How it is trained on the devices there are: ZeRO, offload, checkpointing and the like."""
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -145,7 +152,8 @@ def main(
     """
     # 1. Records, tokenizer, model, token ids
     make_reproducible(seed)
-    records = {split: list(read_jsonl(demonstrations / f"{split}.jsonl")) for split in SPLITS}
+    matmul.choose(config.engine.matmul)
+    records = {split: RecordFile(demonstrations / f"{split}.jsonl") for split in SPLITS}
     if not records["train"]:
         raise BadInput(f"{demonstrations}/train.jsonl: no demonstrations; name a file that has some in validate.files")
     if config.base_model == "scratch":
@@ -172,6 +180,7 @@ def main(
         schedule=schedule,
         max_grad_norm=config.max_grad_norm,
         precision=config.precision,
+        settings=config.engine,
     )
     monitor, checkpoints = Monitor(stage, len(plan)), Checkpoints(stage)
     done, recent = 0, [0.0, 0.0]
@@ -187,14 +196,12 @@ def main(
     measure: dict[str, Any] = {"rows": config.micro_batch or EVALUATION_BATCH, "precision": config.precision}
     for step, rows in enumerate(plan[done:], start=done + 1):
         total_tokens = sum(len(train[row].response) for row in rows)
-        mine = distributed.share(rows)
-        size = config.micro_batch or len(mine)
-        for start in range(0, len(mine), size):
-            batch = to_batch([train[row] for row in mine[start : start + size]], tokenizer).to(engine.device)
+        for part in micro_batches(rows, config.micro_batch):
+            batch = to_batch([train[row] for row in part.rows], tokenizer).to(engine.device)
             with autocast(engine.device, config.precision):
                 logprobs = response_logprobs(engine.module, batch, temperature=1.0, forbidden=forbidden).logprobs
-            loss = completion_loss(logprobs, batch.response_mask, total_tokens=total_tokens)
-            engine.backward(loss, final=start + size >= len(mine))
+            loss = part.weight * completion_loss(logprobs, batch.response_mask, total_tokens=total_tokens)
+            engine.backward(loss, final=part.final)
             recent[0] += float(loss.detach())
         update = engine.step()
         recent[1] += 1
@@ -202,7 +209,8 @@ def main(
             train_loss = distributed.reduce_sum({"loss": recent[0] / recent[1]})["loss"]
             row = {"loss": train_loss, "epoch": step / per_epoch, **update}
             if data["dev"].examples and (step % per_epoch < every or step == len(plan)):
-                row["dev_loss"] = held_out_loss(engine.module, data["dev"].examples, tokenizer, forbidden, **measure)
+                with engine.gathered() as whole:
+                    row["dev_loss"] = held_out_loss(whole, data["dev"].examples, tokenizer, forbidden, **measure)
             monitor.log(step, **row)
             recent = [0.0, 0.0]
         if distributed.any_rank(checkpoints.due()):
@@ -219,15 +227,16 @@ def main(
     }
     for split in ("dev", "test"):
         if data[split].examples:
-            loss_value = held_out_loss(engine.module, data[split].examples, tokenizer, forbidden, **measure)
+            with engine.gathered() as whole:
+                loss_value = held_out_loss(whole, data[split].examples, tokenizer, forbidden, **measure)
             report[split] = {"loss": loss_value, "perplexity": math.exp(loss_value), **data[split].counts}
     with engine.gathered() as whole:
         if distributed.is_main():
-            prompts = [record["prompt"] for record in records["dev"]]
+            prompts = (record["prompt"] for record in records["dev"])
             with autocast(engine.device, config.precision):
                 answers = answer(whole, tokenizer, prompts, forbidden, config, seed)
             write_jsonl(samples, [{"step": len(plan), **row} for row in answers])
-            save_policy(merged(whole), tokenizer, model)
+            export_policy(whole, tokenizer, model)
             monitor.write_curve(curves)
             write_metrics(metrics, report)
     checkpoints.clear()
@@ -237,15 +246,15 @@ def main(
 def answer(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[dict[str, str]]],
+    prompts: Iterable[Sequence[dict[str, str]]],
     forbidden: Tensor,
     config: Config,
     seed: int,
 ) -> list[dict[str, Any]]:
     """Temperature-1 answers to the first prompts that leave room for one."""
     room = (context_length(policy) or 2**31) - config.max_new_tokens
-    encoded = [(prompt, ids) for prompt in prompts if len(ids := encode_prompt(tokenizer, prompt)) <= room]
-    chosen = encoded[: config.samples]
+    encoded = ((prompt, ids) for prompt in prompts if len(ids := encode_prompt(tokenizer, prompt)) <= room)
+    chosen = list(islice(encoded, config.samples))
     if not chosen:
         return []
     stops = stop_ids(tokenizer, policy)

@@ -8,22 +8,22 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from rlhf.data import contracts, derivation, intake, splits, statistics
 from rlhf.data.detect import Detected
-from rlhf.data.intake import Refused, Row
-from rlhf.data.ledger import FOLDERS, Ledger
+from rlhf.data.entries import FOLDERS, Placement
+from rlhf.data.intake import Refused
+from rlhf.data.ledger import Ledger
 from rlhf.data.raw_files import find_files
+from rlhf.data.row_checks import checked_rows, unread_blocks
+from rlhf.data.workers import Workers
 from rlhf.errors import BadInput
 from rlhf.outputs import write_jsonl, write_metrics
 
 log = logging.getLogger(__name__)
 
-CHUNK = 5000
-"""Rows that go through the contracts together."""
 WORST = 3
 """Reasons named when there are too many bad rows."""
 
@@ -62,6 +62,8 @@ class Config:
     """Most training prompts; null for all."""
     max_held_out: int | None
     """Most records of each kind in dev, and in test; null for all. Probes are not limited."""
+    workers: int = 1
+    """Processes that read and check large files (the stage's `threads`, handed over); results do not depend on it."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -70,6 +72,8 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted a fraction between 0 and 1")
         if self.test_fraction + self.dev_fraction >= 1:
             raise ValueError("test_fraction and dev_fraction leave nothing for training; their sum must be below 1")
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}, wanted at least 1")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {self.max_bad_fraction}, wanted a fraction between 0 and 1")
         for name in (entry.name for entry in fields(self) if entry.name.startswith("max_")):
@@ -144,9 +148,12 @@ def main(
         splits.split_of, seed=config.split_seed, test_fraction=config.test_fraction, dev_fraction=config.dev_fraction
     )
     for_judge = partial(splits.is_for_judge, seed=config.split_seed, judge_fraction=config.judge_fraction)
-    with Ledger(quarantine.parent / ".spool", split_of, for_judge) as ledger:
+    with (
+        Workers(config.workers) as workers,
+        Ledger(quarantine.parent / ".spool", Placement(split_of, for_judge), workers=workers) as ledger,
+    ):
         # 2. read, check, drop what is there already
-        tally = _read(config, files, ledger)
+        tally = _read(config, files, ledger, workers)
         write_jsonl(quarantine, map(Refused._asdict, tally.refused))
         _refuse_too_many(config, tally, quarantine)
         # 3. decisions that need the whole
@@ -178,7 +185,7 @@ def main(
             "refused": dict(sorted(tally.by_reason().items())),
             "kept": counts,
             "prompts_in_two_splits": statistics.shared_prompts(ledger),
-            "pairs": statistics.describe_pairs(list(ledger.pairs())),
+            "pairs": statistics.describe_pairs(ledger.pairs(), ledger.annotators),
             **statistics.describe_verdicts(ledger),
             "mean_chars": statistics.mean_lengths(ledger),
         }
@@ -186,20 +193,25 @@ def main(
     log.info("%d of %d rows refused, %d duplicates, kept %s", bad, tally.read, tally.duplicates, counts)
 
 
-def _read(config: Config, files: list[tuple[str, Path, Detected]], ledger: Ledger) -> Tally:
-    """Read all files in chunks, through the contracts and into the ledger."""
+def _read(config: Config, files: list[tuple[str, Path, Detected]], ledger: Ledger, workers: Workers) -> Tally:
+    """Read all files in blocks, through the contracts and into the ledger."""
     tally = Tally()
     limits = contracts.Limits(prompt_chars=config.max_prompt_chars, response_chars=config.max_response_chars)
     for name, path, detected in files:
-        lines: set[int] = set()
-        stream = intake.read(path, name, detected)
-        while chunk := list(islice(stream, CHUNK)):
-            lines.update(found.line for found in chunk)
-            tally.refused += [found for found in chunk if isinstance(found, Refused)]
-            good, failures = contracts.check([found for found in chunk if isinstance(found, Row)], limits)
-            tally.refused += failures
-            tally.duplicates += sum(not ledger.add(row) for row in good)
-        tally.read += len(lines)
+        check = partial(
+            checked_rows, name=name, format=detected.format, file=ledger.file(name), limits=limits,
+            placement=ledger.placement,
+        )  # fmt: skip
+        good, refused = 0, list[Refused]()
+        for found in workers.map(check, unread_blocks(path)):
+            tally.read += found.rows
+            refused += found.refused
+            good += found.good
+            tally.duplicates += len(found.block.lines) - ledger.take(found.block)
+        if not good:
+            raise intake.useless(path, detected, refused)
+        tally.refused += refused
+        log.info("%s: read as %s because %s", name, detected.format, detected.why)
     return tally
 
 

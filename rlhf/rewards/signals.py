@@ -84,9 +84,26 @@ class Signals:
         # Threads start with the first answer that needs one: the default reward never does.
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="reward")
 
+    def begin(self, question: Asked, text: str, *, tokens: int, ended: bool) -> dict[str, "Future[Any]"]:
+        """Begin to score one answer by the functions, before the batch that it belongs to is complete.
+
+        Args:
+            question: the prompt.
+            text: the response.
+            tokens: its length as sampled.
+            ended: False where it was cut.
+
+        Returns:
+            What `submit` takes as `begun`: the number that is being computed, by name of the function.
+        """
+        answer = Answer(question.messages, text, question.meta, tokens, ended)
+        names = [name for name in self.weights if name in self.functions]
+        return {name: self._pool.submit(self.functions[name], answer) for name in names}
+
     def submit(
-        self, batch: Batch, texts: Sequence[str], questions: Sequence[Asked], *, ended: Tensor | None = None
-    ) -> "Pending":
+        self, batch: Batch, texts: Sequence[str], questions: Sequence[Asked], *, ended: Tensor | None = None,
+        begun: Sequence[Mapping[str, "Future[Any]"]] | None = None,
+    ) -> "Pending":  # fmt: skip
         """Begin to score; returns at once.
 
         Args:
@@ -94,6 +111,7 @@ class Signals:
             texts: B responses, `response_texts`.
             questions: the B prompts, in the order of the rows of the batch.
             ended: False where a response was cut; None: all ended by themselves. [B] bool
+            begun: what `begin` gave for each row; None: nothing has begun.
 
         Raises:
             ValueError: not one text and one question for each row.
@@ -111,6 +129,8 @@ class Signals:
         for name in self.weights:
             if name in self.text_models:
                 work[name] = [self._pool.submit(self.text_models[name], answers)]
+            elif name in self.functions and begun is not None:
+                work[name] = [row[name] for row in begun]
             elif name in self.functions:
                 work[name] = [self._pool.submit(self.functions[name], answer) for answer in answers]
         return Pending(self, batch, answers, work)

@@ -61,8 +61,11 @@ def test_needs_follow_threads_ranks_and_the_longest_path(tmp_path: Path) -> None
 
 
 def test_ranks_of_a_launcher() -> None:
-    assert _ranks("python") == 1
-    assert _ranks("torchrun --nnodes=2 --nproc_per_node 8") == 8
+    assert _ranks("python", every=4) == 1
+    assert _ranks("torchrun --nnodes=2 --nproc_per_node 8", every=4) == 8
+    # As many as there are; and a line that its stage will refuse.
+    assert _ranks("deepspeed", every=4) == _ranks("torchrun --nproc-per-node=gpu", every=4) == 4
+    assert _ranks("torchrun 'x", every=4) == 1
 
 
 def test_the_runner_skips_what_is_cached_and_runs_the_rest(finished_project: Path) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.checkpoint import KEPT, Checkpoints, prune, rng_state, set_rng_state, stage_key
+from rlhf.checkpoint import KEPT, Checkpoints, merge_ranks, prune, rng_state, set_rng_state
 
 
 @pytest.fixture
@@ -71,14 +71,104 @@ def test_a_pickle_inside_a_checkpoint_is_refused(keyed: Path) -> None:
         Checkpoints("sft").load()
 
 
-def test_ranks_keep_files_of_their_own(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Checkpoints("sft").save(1, {"rank": 0})
-    monkeypatch.setenv("RANK", "1")
-    assert Checkpoints("sft").load() is None
-    Checkpoints("sft").save(1, {"rank": 1})
-    assert Checkpoints("sft").load() == {"rank": 1}
+def save_as(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, step: int, state: dict[str, object]) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    Checkpoints("sft").save(step, state)
+
+
+def piece(start: int, values: list[float]) -> dict[str, object]:
+    tensor = torch.tensor(values)
+    pieces = {"w": {"start": start, "shape": [2, 2], "step": 7.0, "values": {"weight": tensor, "exp_avg": tensor / 2}}}
+    return {"pieces": pieces, "counters": [7, 0, 0]}
+
+
+def test_what_two_ranks_left_is_put_together_for_one(
+    keyed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rank, engine in enumerate((piece(0, [1.0, 2.0, 3.0]), piece(3, [4.0]))):
+        monkeypatch.setenv("RATCHET_ROUNDING_SETTINGS", '{"launch": "torchrun --nproc-per-node=2", "threads": 1}')
+        state = {"engine": engine, "recent": {"loss": 1.0 + rank}, "done": 7, "shown": [rank]}
+        save_as(monkeypatch, rank, 2, 7, state)
+        assert len(list((keyed / f"ranks-2/{rank}").iterdir())) == 1
     monkeypatch.setenv("RANK", "0")
-    assert Checkpoints("sft").load() == {"rank": 0}
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RATCHET_ROUNDING_SETTINGS", '{"launch": "python", "threads": 1}')
+    caplog.set_level("INFO")
+    found = Checkpoints("sft").load()
+    assert found is not None
+    whole = found["engine"]["pieces"]["w"]["values"]
+    assert whole["weight"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert whole["exp_avg"].tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert (found["recent"], found["done"], found["shown"]) == ({"loss": 3.0}, 7, [0])
+    assert "step 7, which 2 rank(s) wrote, on 1" in caplog.text
+    assert "launch was 'torchrun --nproc-per-node=2' and is 'python'" in caplog.text
+    assert "threads was" not in caplog.text
+
+
+def test_a_step_counts_only_when_every_rank_has_it(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in range(2):
+        save_as(monkeypatch, rank, 2, 5, {"step": 5})
+    save_as(monkeypatch, 0, 2, 6, {"step": 6})
+    # Rank 1 was killed before it had written step 6, and its file of step 7 is torn.
+    save_as(monkeypatch, 0, 2, 7, {"step": 7})
+    save_as(monkeypatch, 1, 2, 7, {"step": 7})
+    next((keyed / "ranks-2/1").glob("000000007*")).write_bytes(b"torn")
+    save_as(monkeypatch, 0, 1, 4, {"step": 4})
+    # Rank 0 keeps two files, so step 5 is gone there: what one process wrote is the newest that is whole.
+    assert Checkpoints("sft").load() == {"step": 4}
+
+
+def test_the_newest_step_wins_whoever_wrote_it(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_as(monkeypatch, 0, 1, 9, {"step": 9})
+    save_as(monkeypatch, 0, 2, 8, {"step": 8})
+    save_as(monkeypatch, 1, 2, 8, {"step": 8})
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Checkpoints("sft").load() == {"step": 9}
+    save_as(monkeypatch, 0, 2, 10, {"step": 10})
+    save_as(monkeypatch, 1, 2, 10, {"step": 10})
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert Checkpoints("sft").load() == {"step": 10}
+    Checkpoints("sft").clear()
+    assert not keyed.exists()
+
+
+def test_what_is_kept_beside_checkpoints_is_found_by_other_ranks(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (keyed / "member-0").mkdir(parents=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    checkpoints = Checkpoints("sft")
+    assert checkpoints.folder is not None
+    mine = checkpoints.folder / "member-0"
+    assert checkpoints.found(mine) == Path(".ratchet/tmp/checkpoints/sft/k1/member-0")
+    assert checkpoints.found(checkpoints.folder / "member-1") == checkpoints.folder / "member-1"
+    mine.mkdir(parents=True)
+    assert checkpoints.found(mine) == mine
+    assert checkpoints.found(None) is None
+
+
+def test_partial_sums_keep_their_sum_over_ranks() -> None:
+    states = [{"recent": {"loss": 1.0}, "rows": 3}, {"recent": {"loss": 2.0}, "rows": 3}, {"recent": {}, "rows": 3}]
+    assert merge_ranks(states, 2) == {"recent": {"loss": 1.5}, "rows": 3}
+
+
+def test_a_save_that_takes_long_is_not_repeated_soon(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 40.0, 40.0, 70.0, 839.0, 840.0])
+    monkeypatch.setattr("rlhf.checkpoint.time.monotonic", lambda: next(clock))
+    checkpoints = Checkpoints("sft", every_seconds=30.0)
+    assert checkpoints.due()
+    checkpoints.save(1, {"step": 1})
+    # It took 30 s and may be 5% of the time: 600 s after its end, which came at 70.
+    assert checkpoints._pause == pytest.approx(600.0)
+    assert checkpoints.due()
+
+
+def test_the_environment_says_how_often(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Checkpoints("sft").due()
+    monkeypatch.setenv("RATCHET_CHECKPOINT_SECONDS", "0")
+    assert Checkpoints("sft").due()
 
 
 def test_every_generator_continues_where_it_was() -> None:
@@ -88,49 +178,9 @@ def test_every_generator_continues_where_it_was() -> None:
     assert (random.random(), float(np.random.rand()), float(torch.rand(1))) == first
 
 
-def write_project(root: Path) -> None:
-    (root / "data").mkdir()
-    (root / "data/in.txt").write_text("1")
-    (root / "data/other.txt").write_text("1")
-    (root / "dvc.yaml").write_text(
-        "stages:\n  sft:\n    cmd: run\n    deps: [data/in.txt]\n    params: [seed, sft.lr]\n"
-    )
-
-
-def test_the_key_follows_what_the_stage_depends_on_and_nothing_else(tmp_path: Path) -> None:
-    write_project(tmp_path)
-    params = {"seed": 1, "sft": {"lr": 0.1, "unused": 1}}
-    key = stage_key("sft", [], params, tmp_path)
-    assert key == stage_key("sft", ["ignored"], params, tmp_path)
-    (tmp_path / "data/other.txt").write_text("2")
-    assert key == stage_key("sft", [], {**params, "sft": {"lr": 0.1, "unused": 2}}, tmp_path)
-    assert key != stage_key("sft", [], {**params, "seed": 2}, tmp_path)
-    (tmp_path / "data/in.txt").write_text("2")
-    assert key != stage_key("sft", [], params, tmp_path)
-
-
-def test_outside_dvc_the_key_is_of_the_arguments(tmp_path: Path) -> None:
-    assert stage_key("sft", ["a"], {}, tmp_path) != stage_key("sft", ["b"], {}, tmp_path)
-
-
 def test_old_keys_are_pruned_and_the_current_one_is_kept(keyed: Path) -> None:
     for key in ("old1", "old2", "old3", "k1"):
         (keyed.parent / key).mkdir(parents=True)
     prune("sft", "k1", keep=2)
     assert (keyed.parent / "k1").is_dir()
     assert len(list(keyed.parent.iterdir())) == 2
-
-
-def test_a_path_with_a_parameter_in_it_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "dvc.yaml").write_text(
-        "stages: {ppo: {cmd: x, deps: ['models/${ppo.start_from}'], params: [ppo]}}", encoding="utf-8"
-    )
-    for name in ("sft", "dpo"):
-        (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / "weights").write_text(name, encoding="utf-8")
-    params = {"ppo": {"start_from": "sft"}}
-    key = stage_key("ppo", [], params, tmp_path)
-    (tmp_path / "models/dpo/weights").write_text("other", encoding="utf-8")
-    assert key == stage_key("ppo", [], params, tmp_path)
-    (tmp_path / "models/sft/weights").write_text("other", encoding="utf-8")
-    assert key != stage_key("ppo", [], params, tmp_path)

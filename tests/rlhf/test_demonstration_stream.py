@@ -43,5 +43,5 @@ def test_nothing_that_fits_and_too_few_for_the_ranks_are_refused(tmp_path, token
     with pytest.raises(BadInput, match=r"no demonstration fits 1 tokens; set ppo\.ptx_coef: 0"):
         stream(tmp_path, tokenizer, max_tokens=1)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(BadInput, match="ptx_batch is 3, wanted at least one for each of the 4 ranks"):
+    with pytest.raises(BadInput, match="ptx_batch is 3, wanted a multiple of the 4 ranks"):
         stream(tmp_path, tokenizer)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from rlhf import distributed
+from rlhf.errors import BadInput
+from rlhf.streams import random_source
 
 
 def test_one_process_is_everything():
@@ -34,14 +36,25 @@ def test_shares_cover_a_batch_once(world, monkeypatch):
 
 
 RANK_PROGRAM = """
-import json, os
+import json, os, time
 from rlhf import distributed
+from rlhf.streams import random_source
 rank = distributed.rank()
+distributed.start(45.0)
+
+def prompts_seed(update):
+    # The streams from which `rlhf.asking` samples; one rank comes late.
+    time.sleep(0.3 * rank)
+    return random_source(1, update, 1 + rank).initial_seed()
+
 answers = {
     "sum": distributed.reduce_sum({"a": 1.0 + rank, "b": 10.0}),
     "mean": distributed.reduce_mean({"a": 1.0 + rank}),
     "any": [distributed.any_rank(rank == 1), distributed.any_rank(False)],
     "main": distributed.is_main(),
+    "gathered": distributed.gather_objects({"rank": rank}),
+    "draws": [prompts_seed(update) for update in range(2)],
+    "timeout": distributed.timeout_s(),
 }
 distributed.barrier()
 distributed.finish()
@@ -69,4 +82,15 @@ def test_two_processes_agree(project):
         assert answer["sum"] == {"a": 3.0, "b": 20.0}
         assert answer["mean"] == {"a": 1.5}
         assert answer["any"] == [True, False]
+        assert answer["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert answer["timeout"] == 45.0
+    expected = [[random_source(1, update, 1 + rank).initial_seed() for update in range(2)] for rank in range(2)]
+    assert [answer["draws"] for answer in answers] == expected
+    assert len({seed for seeds in expected for seed in seeds}) == 4
     assert [answer["main"] for answer in answers] == [True, False]
+
+
+def test_more_ranks_than_gpus_are_refused():
+    distributed.refuse_too_many(2, 2)
+    with pytest.raises(BadInput, match=r"starts 4 ranks here, but 2 GPU\(s\) can be used"):
+        distributed.refuse_too_many(4, 2)

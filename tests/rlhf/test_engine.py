@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf.engine import BETAS, EPSILON, MAX_BAD_STEPS, PlainEngine, prepare, refuse_divergence
+from rlhf.engine import MAX_BAD_STEPS, PlainEngine, prepare, refuse_divergence
 from rlhf.errors import StageFailed
+from rlhf.optimizers import BETAS, EPSILON
 
 SETTINGS = {"learning_rate": 0.1, "schedule": lambda step: 1.0, "max_grad_norm": 1.0, "precision": "float32"}
 

@@ -1,8 +1,18 @@
-"""Sampling is checked on four architectures: rotary and learned positions, grouped keys, parallel residuals."""
+"""Sampling is checked on the families that people use.
+
+Rotary and learned positions, grouped keys, norms of queries, parallel residuals; sliding windows and capped scores,
+which take the way of any other model.
+"""
 
 import pytest
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -13,9 +23,13 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
+from rlhf import matmul
 from rlhf.batches import collate
+from rlhf.decoder import PaddedDecoder, TableDecoder, make_decoder
 from rlhf.errors import BadInput
 from rlhf.generation import generate, row_uniforms
 from rlhf.logprobs import response_logprobs
@@ -27,17 +41,26 @@ PROMPTS = [[5, 6, 7, 8, 9, 10], [12], [13, 14, 15], [16, 17, 18, 19, 21, 22, 23,
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 2}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"num_key_value_heads": 2, "head_dim": 8}),
+    "gemma": (GemmaForCausalLM, GemmaConfig, {"num_key_value_heads": 1, "head_dim": 8}),
+    "neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 2, "sliding_window": None}),
+    "sliding": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 2, "sliding_window": 4}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}),
+}
+BY_TABLES = ("llama", "qwen2", "qwen3", "gemma", "neox", "gpt2", "mistral")
+
+
 def build(family):
     torch.manual_seed(1)
     wide = {"vocab_size": VOCAB, "pad_token_id": PAD, "max_position_embeddings": 64, "initializer_range": 0.3}
-    if family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**wide, **SIZES, num_key_value_heads=2))
-    elif family == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**wide, **SIZES, num_key_value_heads=2))
-    elif family == "neox":
-        model = GPTNeoXForCausalLM(GPTNeoXConfig(**wide, **SIZES))
-    elif family == "sliding":
-        model = MistralForCausalLM(MistralConfig(**wide, **SIZES, num_key_value_heads=2, sliding_window=4))
+    if family in FAMILIES:
+        kind, config, own = FAMILIES[family]
+        model = kind(config(**wide, **SIZES, **own))
     else:
         sizes = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
         model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, pad_token_id=PAD, **sizes))
@@ -45,7 +68,7 @@ def build(family):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "neox", "gpt2", "sliding"])
+@pytest.fixture(scope="module", params=[*FAMILIES, "gpt2"])
 def model(request):
     return build(request.param)
 
@@ -82,6 +105,19 @@ def test_captured_log_probs_equal_a_recompute(model):
         torch.testing.assert_close(torch.tensor(captured), expected, atol=ATOL, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "neox"])
+def test_a_library_that_rearranges_weights_gives_the_same_numbers(family):
+    plain, model = build(family), build(family)
+    matmul.choose("onednn")
+    matmul.adopt(model)
+    matmul.choose("native")
+    assert any(type(layer) in matmul.REPLACED.values() for layer in model.modules())
+    expected, found = sample(plain), sample(model)
+    assert found.responses == expected.responses
+    for a, b in zip(found.logprobs, expected.logprobs, strict=True):
+        assert a == pytest.approx(b, abs=ATOL)
+
+
 def test_greedy_tokens_equal_those_of_transformers(model):
     ours = sample(model, greedy=True, generator=None, temperature=1.0)
     for prompt, response in zip(PROMPTS, ours.responses, strict=True):
@@ -95,6 +131,27 @@ def test_greedy_tokens_equal_those_of_transformers(model):
             suppress_tokens=[PAD, 38, 39],
         )
         assert response == theirs[0, len(prompt) :].tolist()
+
+
+def test_the_families_that_attend_fully_go_the_fast_way():
+    found = {
+        family for family in (*FAMILIES, "gpt2")
+        if type(make_decoder(build(family), PROMPTS, max_new_tokens=2, pad_id=PAD)) is TableDecoder
+    }  # fmt: skip
+    assert found == set(BY_TABLES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(make_decoder(build("llama"), PROMPTS, max_new_tokens=2, pad_id=PAD)) is PaddedDecoder
+
+
+def test_equal_prompts_get_answers_of_their_own(model):
+    prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    uniforms = row_uniforms(range(5), 12)
+    together = sample(model, prompts, generator=None, uniforms=uniforms)
+    assert together.responses[0] != together.responses[2]
+    for row, prompt in enumerate(prompts):
+        alone = sample(model, [prompt], generator=None, uniforms=uniforms[row : row + 1])
+        assert alone.responses[0] == together.responses[row]
+        assert alone.logprobs[0] == pytest.approx(together.logprobs[row], abs=ATOL)
 
 
 def test_dropping_finished_rows_changes_no_token(model):
@@ -121,6 +178,16 @@ def test_responses_end_at_the_first_stop_or_at_the_limit(llama):
         assert ended == (response[-1] in STOPS)
         assert ended or len(response) == 12
     assert any(result.ended)
+
+
+def test_each_response_is_told_of_once_as_it_ends(llama):
+    told = []
+    result = sample(llama, finished=lambda *response: told.append(response))
+    assert [row for row, _, _ in told] != sorted(row for row, _, _ in told)
+    assert sorted(told) == [(row, result.responses[row], result.ended[row]) for row in range(len(PROMPTS))]
+    lengths = [len(ids) for _, ids, _ in told]
+    assert lengths == sorted(lengths)
+    assert sample(llama) == result
 
 
 def test_forbidden_tokens_never_appear(llama):

@@ -87,7 +87,7 @@ def test_rows_lead_to_the_logits_that_predict_each_response_token(name: str) -> 
     model, batch = make((PLAIN | OTHER)[name]), make_batch()
     with torch.no_grad():
         logits = model(input_ids=batch.input_ids).logits
-        rows, to_logits, vocabulary, _ = response_rows(model, batch)
+        rows, to_logits, vocabulary, *_ = response_rows(model, batch)
         # Tokens (0, 1), (0, 2) and (1, 3) are predicted at (0, 0), (0, 1) and (1, 2).
         wanted = torch.stack([logits[0, 0], logits[0, 1], logits[1, 2]])
         assert vocabulary == 19

@@ -53,7 +53,7 @@ def test_what_does_not_go_together_is_refused_with_the_reason(changes, sentence)
         ("aggregation", "mean"), ("dynamic_sampling", -1), ("overlong_buffer", -1), ("overlong_penalty", -1.0),
         ("value_model", "both"), ("value_coef", 0.0), ("reference", "ema"), ("lora_rank", -1), ("lora_alpha", 0.0),
         ("ptx_coef", -1.0), ("ptx_batch", 0), ("curriculum", "hard_first"), ("reward_combination", "median"),
-        ("uncertainty_coef", -1.0),
+        ("uncertainty_coef", -1.0), ("value_lora_rank", -1),
     ],
 )  # fmt: skip
 def test_a_field_out_of_range_is_named(field, value):

@@ -189,3 +189,11 @@ def test_no_role_has_dropout_whatever_the_base_config_says(folders, family, tmp_
                 scorer.train()
                 first, second = (scorer(batch.input_ids, batch.attention_mask) for _ in range(2))
                 assert torch.equal(first, second)
+
+
+def test_a_value_model_may_have_an_adapter_of_its_own(folders):
+    roles = load_roles(*folders, device=CPU, value_lora=LORA)
+    trained = [name for name, weight in roles.value_model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("lora_" in name or name.startswith("trunk.score.") for name in trained)
+    assert all(weight.requires_grad for weight in roles.policy.parameters())

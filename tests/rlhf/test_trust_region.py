@@ -255,7 +255,7 @@ def test_weights_that_require_no_gradient_stay(policy):
 def test_tensors_of_unequal_shapes_and_bad_numbers_are_refused(policy):
     rollout = free(policy)
     wide = Batch(*(nn.functional.pad(getattr(rollout.batch, name), (0, 1)) for name in Batch.__slots__))
-    wide.attention_mask[:, -1] = True
+    wide.attention_mask[:] = True
     mixed = {name: getattr(rollout, name) for name in ("logprobs", "values", "advantages", "returns")}
     with pytest.raises(ValueError, match="has shape"):
         step(policy, Rollout(batch=wide, **mixed))

@@ -21,7 +21,7 @@ def request_for(unpublished: Path, tmp_path: Path) -> Request:
     return Request(
         weights=str(models / "ppo"), name="ppo", judge=str(models / "judge"), reference=str(models / "sft"),
         prompts=str(tmp_path / "prompts.jsonl"), temperature=1.0, max_new_tokens=5, batch=2,
-        precision="float32", seed=1,
+        precision="float32", matmul="native", seed=1,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from rlhf.checkpoint import stage_key
+from rlhf.checkpoint_key import stage_key
 from rlhf.config import read_params
 
 LONG_AGO = time.time() - 3600

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -5,10 +6,12 @@ from typing import Any
 import pytest
 
 from rlhf.data.derivation import derive_pairs, derive_the_rest, limit, refuse_empty
+from rlhf.data.entries import Placement
 from rlhf.data.intake import Row
 from rlhf.data.ledger import Ledger
 from rlhf.data.records import Kind, Message, demonstration, encode, judgement, pair, ranking, with_origin
 from rlhf.data.splits import SPLITS, Split
+from rlhf.data.workers import Workers
 from rlhf.errors import BadInput
 
 
@@ -16,14 +19,15 @@ def ask(content: str) -> list[Message]:
     return [{"role": "user", "content": content}]
 
 
-def split_of(prompt: list[Message]) -> Split:
+def split_of(prompt: str) -> Split:
     named: dict[str, Split] = {"d": "dev", "t": "test"}
-    return named.get(prompt[0]["content"][0], "train")
+    return named.get(json.loads(prompt)[0]["content"][0], "train")
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "spool", split_of, lambda prompt: prompt[0]["content"].startswith("j")) as opened:
+    placement = Placement(split_of, lambda prompt: str(json.loads(prompt)[0]["content"]).startswith("j"))
+    with Ledger(tmp_path / "spool", placement, workers=Workers(1)) as opened:
         yield opened
 
 
@@ -33,7 +37,7 @@ def add(ledger: Ledger, kind: Kind, content: dict[str, Any], identity: str = "r"
 
 
 def lines(ledger: Ledger, folder: str, split: str) -> list[str]:
-    return list(ledger.parts[folder, split].lines())
+    return [line.decode() for line in ledger.parts[folder, split].lines()]
 
 
 def test_rankings_alone_become_pairs_for_everybody(ledger: Ledger) -> None:

@@ -5,29 +5,34 @@ from typing import Any
 
 import pytest
 
+from rlhf.data.entries import FOLDERS, Placement
 from rlhf.data.intake import Row
-from rlhf.data.ledger import FOLDERS, Ledger
+from rlhf.data.ledger import Ledger
 from rlhf.data.records import Kind, Message, demonstration, encode, judgement, pair, ranking, with_origin
 from rlhf.data.splits import Split
+from rlhf.data.workers import Workers
 
 
 def ask(content: str) -> list[Message]:
     return [{"role": "user", "content": content}]
 
 
-def split_of(prompt: list[Message]) -> Split:
+def split_of(prompt: str) -> Split:
     """By the first letter, so that a test can choose."""
     named: dict[str, Split] = {"d": "dev", "t": "test"}
-    return named.get(prompt[0]["content"][0], "train")
+    return named.get(json.loads(prompt)[0]["content"][0], "train")
 
 
-def is_for_judge(prompt: list[Message]) -> bool:
-    return prompt[0]["content"].startswith("j")
+def is_for_judge(prompt: str) -> bool:
+    return str(json.loads(prompt)[0]["content"]).startswith("j")
+
+
+PLACEMENT = Placement(split_of, is_for_judge)
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "spool", split_of, is_for_judge) as opened:
+    with Ledger(tmp_path / "spool", PLACEMENT, workers=Workers(1)) as opened:
         yield opened
 
 
@@ -184,12 +189,12 @@ def test_what_was_discarded_may_come_back_from_elsewhere(ledger: Ledger, tmp_pat
 def test_a_limit_keeps_the_same_records_whatever_the_order(tmp_path: Path) -> None:
     kept = []
     for order in (range(20), reversed(range(20))):
-        with Ledger(tmp_path / "spool", split_of, is_for_judge) as opened:
+        with Ledger(tmp_path / "spool", PLACEMENT, workers=Workers(1)) as opened:
             for number in order:
                 opened.add(row("prompt", {"prompt": ask(f"a{number}")}))
             opened.limit("prompts", "train", 5)
             opened.limit("prompts", "dev", 5)
-            kept.append({entry.prompt for entry in opened.parts["prompts", "train"].kept()})
+            kept.append(set(opened.parts["prompts", "train"].kept()["prompt"].tolist()))
     assert len(kept[0]) == 5
     assert kept[0] == kept[1]
 
@@ -198,7 +203,7 @@ def test_the_spool_is_gone_at_the_end_and_stale_ones_at_the_start(tmp_path: Path
     spool = tmp_path / "spool"
     spool.mkdir()
     (spool / "stale").write_text("x")
-    opened = Ledger(spool, split_of, is_for_judge)
+    opened = Ledger(spool, PLACEMENT, workers=Workers(1))
     assert not (spool / "stale").exists()
     with pytest.raises(KeyError), opened:
         raise KeyError

@@ -2,15 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.data.records import canonical_json
 from rlhf.data.splits import fraction, is_for_judge, split_of
 
-PROMPTS = [[{"role": "user", "content": f"prompt {number}"}] for number in range(4000)]
+PROMPTS = [canonical_json([{"role": "user", "content": f"prompt {number}"}]) for number in range(4000)]
 
 
 def test_a_fraction_is_the_hash_and_nothing_else() -> None:
     # printf 'split 1\n[{"content":"Q","role":"user"}]' | sha256sum begins with e914ab9d39b4
-    found = fraction([{"role": "user", "content": "Q"}], seed=1)
-    assert found == fraction([{"content": "Q", "role": "user"}], seed=1)
+    found = fraction(canonical_json([{"role": "user", "content": "Q"}]), seed=1)
+    assert found == fraction(canonical_json([{"content": "Q", "role": "user"}]), seed=1)
     assert found == pytest.approx(0xE914AB9D39B4 / 2**48, abs=1e-12)
 
 
@@ -39,4 +40,4 @@ def test_the_judge_gets_its_share_of_every_split() -> None:
 
 @given(st.text(), st.integers(0, 2**31))
 def test_a_fraction_is_one(content: str, seed: int) -> None:
-    assert 0 <= fraction([{"role": "user", "content": content}], seed=seed) < 1
+    assert 0 <= fraction(content, seed=seed) < 1

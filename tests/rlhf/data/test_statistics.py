@@ -1,39 +1,52 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from rlhf.data.entries import ENTRY, Entries, Placement
 from rlhf.data.intake import Row
-from rlhf.data.ledger import Entry, Ledger
+from rlhf.data.ledger import Ledger
 from rlhf.data.records import Kind, Message, demonstration, encode, judgement, pair, ranking, with_origin
 from rlhf.data.statistics import describe_pairs, describe_verdicts, double_ratings, mean_lengths, shared_prompts
+from rlhf.data.workers import Workers
+
+NAMES = ["b", "a"]
 
 
-def entry(answers: int = 1, direction: int = 1, annotator: str | None = None, chars: tuple[int, int] = (3, 2)) -> Entry:
-    return Entry(0, 0, answers, direction, annotator, 5, chars, "f", 1)
+def entry(
+    answers: int = 1, direction: int = 1, annotator: str | None = None, chars: tuple[int, int] = (3, 2)
+) -> tuple[int, ...]:
+    name = -1 if annotator is None else NAMES.index(annotator)
+    return (0, 0, answers, direction, name, 5, *chars, sum(chars), 2, 0, 1)
+
+
+def together(*entries: tuple[int, ...]) -> Entries:
+    return np.array(list(entries), ENTRY)
 
 
 def test_only_what_two_people_saw_is_a_double_rating() -> None:
-    pairs = [
+    pairs = together(
         entry(1, 1, "b"),
         entry(1, -1, "a"),
         entry(2, 1, "a"),
         entry(3, 1, None),
         entry(3, -1, None),
         entry(1, 0, "a"),  # a second thought of the same person does not count
-    ]
-    assert double_ratings(pairs) == [(-1, 1)]
+    )
+    assert double_ratings(pairs, NAMES) == [(-1, 1)]
 
 
 def test_pairs_are_described() -> None:
-    pairs = [
+    pairs = together(
         entry(1, 1, "a", (10, 4)),
         entry(1, -1, "b", (4, 10)),
         entry(2, 1, "a", (6, 2)),
         entry(3, 0, None, (8, 4)),  # a tie says nothing about length
         entry(4, 1, None, (5, 5)),  # nor do equal lengths
-    ]
-    found = describe_pairs(pairs)
+    )
+    found = describe_pairs(pairs, NAMES)
     assert found == {
         "rows": 5,
         "tie_share": pytest.approx(0.2),
@@ -45,12 +58,16 @@ def test_pairs_are_described() -> None:
         "agreement": 0.0,
         "kappa": pytest.approx(0.0),  # p_o = 0 and p_e = 0: they never use the same word
     }
-    assert describe_pairs([]) == {"rows": 0}
+    assert describe_pairs(together(), NAMES) == {"rows": 0}
+
+
+def opened(folder: Path, split_of: Callable[[str], str]) -> Ledger:
+    return Ledger(folder / "spool", Placement(split_of, lambda _: False), workers=Workers(1))
 
 
 def test_lengths_and_leaks_of_a_ledger(tmp_path: Path) -> None:
     splits = iter(["train", "test", "train"])
-    with Ledger(tmp_path / "spool", lambda _: next(splits), lambda _: False) as ledger:  # type: ignore[arg-type]
+    with opened(tmp_path, lambda _: next(splits)) as ledger:
         for text in ("abc", "abc"):
             prompt = [{"role": "user", "content": text}]
             content = demonstration(prompt, "12345") if len(ledger.prompts("train")) == 0 else pair(prompt, "1", "123")
@@ -75,7 +92,7 @@ def ask(content: str) -> list[Message]:
 
 
 def test_rankings_and_judgements_are_described(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "spool", lambda _: "train", lambda _: False) as ledger:
+    with opened(tmp_path, lambda _: "train") as ledger:
         assert describe_verdicts(ledger) == {}
         for number, count in enumerate((2, 4)):
             texts = [f"{number} {place}" for place in range(count)]
@@ -89,7 +106,7 @@ def test_rankings_and_judgements_are_described(tmp_path: Path) -> None:
 
 
 def test_an_unlike_prompt_among_the_test_prompts_is_a_leak(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "spool", lambda _: "test", lambda _: False) as ledger:
+    with opened(tmp_path, lambda _: "test") as ledger:
         add(ledger, "prompt", {"prompt": ask("abc")})
         add(ledger, "prompt", {"prompt": ask("xyz")}, {"unlike": True})
         assert shared_prompts(ledger) == 0

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from rlhf import distributed
 from rlhf.checkpoint import KEY_VARIABLE, Checkpoints
 from rlhf.errors import BadInput
 from rlhf.models import load_policy, save_policy
@@ -48,7 +49,11 @@ def _settled(monkeypatch):
 
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demonstrations")
+    return write_demonstrations(tmp_path_factory.mktemp("demonstrations"))
+
+
+def write_demonstrations(folder):
+    folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", 48), ("dev", 6), ("test", 6)):
         rows = [
             {"prompt": [{"role": "user", "content": f"Order {n % 7}?"}], "response": f"I found order {n % 7}."}
@@ -62,6 +67,7 @@ def run(config, folder, demonstrations, base=None, seed=1):
     places = {"model": "model", "metrics": "sft.json", "curves": "sft.csv", "samples": "samples.jsonl"}
     paths = {name: folder / place for name, place in places.items()}
     sft.main(config, seed=seed, stage="sft", demonstrations=demonstrations, base=base or folder, **paths)
+    distributed.barrier()  # the first rank writes, and all of them read
     return json.loads(paths["metrics"].read_text())
 
 

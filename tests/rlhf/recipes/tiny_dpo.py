@@ -4,6 +4,7 @@ import csv
 import dataclasses
 from pathlib import Path
 
+from rlhf import distributed
 from rlhf.recipes import dpo
 from tests.rlhf.recipes import tiny_models as tiny
 
@@ -68,6 +69,7 @@ def run(inputs, out, **changes):
         "model": out / "dpo", "metrics": out / "dpo.json", "curves": out / "dpo.csv", "samples": out / "samples.jsonl",
     }  # fmt: skip
     dpo.main(dataclasses.replace(CONFIG, **changes), seed=1, stage="dpo", **inputs, **outputs)
+    distributed.barrier()  # the first rank writes, and all of them read
     with outputs["curves"].open() as stream:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
     return rows, outputs

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rlhf import distributed
 from rlhf.config import load_section, read_params
 from rlhf.ppo_config import Config
 from rlhf.recipes import ppo
@@ -46,6 +47,7 @@ def run(inputs: dict[str, Path], out: Path, config: Config = CONFIG, **changes: 
         "model": out / "ppo", "metrics": out / "ppo.json", "curves": out / "ppo.csv", "samples": out / "samples.jsonl",
     }  # fmt: skip
     ppo.main(dataclasses.replace(config, **changes), seed=1, stage="ppo", **inputs, **outputs)
+    distributed.barrier()  # the first rank writes, and all of them read
     with outputs["curves"].open() as stream:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
     return rows, outputs

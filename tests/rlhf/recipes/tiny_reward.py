@@ -5,6 +5,7 @@ import json
 
 import torch
 
+from rlhf import distributed
 from rlhf.models import save_policy
 from rlhf.recipes import reward
 from rlhf.starting_point import Size, from_scratch
@@ -83,6 +84,7 @@ class Killed(Exception):
 def run(config, folder, inputs, stage="reward", seed=1):
     paths = {"model": folder / "model", "metrics": folder / "reward.json", "curves": folder / "reward.csv"}
     reward.main(config, seed=seed, stage=stage, **inputs, **paths)
+    distributed.barrier()  # the first rank writes, and all of them read
     return json.loads(paths["metrics"].read_text())
 
 

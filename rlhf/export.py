@@ -1,0 +1,20 @@
+"""Writing what was trained: a plain model with the adapter added into its weights, and the adapter alone beside it."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.adapters import FOLDER, merged, save_adapter
+from rlhf.models import save_policy
+
+
+def export_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a policy as a Hugging Face folder; with an adapter, also the adapter alone in `adapter/` below it.
+
+    Args:
+        policy: with whole weights; stays as it is.
+        tokenizer: written beside it.
+        folder: to write to.
+    """
+    save_policy(merged(policy), tokenizer, folder)
+    save_adapter(policy, folder / FOLDER)
