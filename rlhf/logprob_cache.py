@@ -21,13 +21,17 @@ from torch import Tensor
 
 from rlhf import distributed
 from rlhf.checkpoint import KEY_VARIABLE
+from rlhf.matmul import chosen
 from rlhf.outputs import atomic_writer
 
 FOLDER = Path(".ratchet/tmp/logprobs")
 MOST_FILES = 24
 MOST_BYTES = 2**30
 """Files beyond either bound go, those that were used longest ago first."""
-SOURCES = ("batches", "device", "distributed", "lm_head", "logprobs", "models", "pair_logprobs", "shapes")
+SOURCES = (
+    "batches", "device", "distributed", "fused_head", "kv_cache", "lm_head", "logprobs", "matmul", "models",
+    "packed_attention", "packing", "pair_logprobs", "ranges", "shapes",
+)  # fmt: skip
 """Modules of `rlhf` that the values go through; another version of one of them makes the kept values worthless."""
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class LogprobCache:
         """
         self.common = None
         if os.environ.get(KEY_VARIABLE):
-            settings = [forbidden.nonzero().flatten().tolist(), list(forbidden.shape), rows, precision]
+            settings = [forbidden.nonzero().flatten().tolist(), list(forbidden.shape), rows, precision, chosen()]
             self.common = _hash(folder_digest(model), _hash(json.dumps(settings)), _machine(), _sources())
 
     def get(

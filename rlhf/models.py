@@ -110,7 +110,6 @@ def load_pretrained(
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation="sdpa",
             output_loading_info=True,
             **settings,
         )

@@ -140,6 +140,8 @@ def _grouped(events: Iterable[tuple[str, float]]) -> dict[str, float]:
         if "::" not in name:
             continue
         operator = name.split("::")[1]
-        group = next((group for group, names in GROUPS.items() if operator.startswith(names)), "views, allocation, autograd")
+        group = next(
+            (group for group, names in GROUPS.items() if operator.startswith(names)), "views, allocation, autograd"
+        )
         found[group] += seconds
     return found

@@ -19,7 +19,8 @@ from rlhf.tokenizer import train_tokenizer
 CONFIG = Config(
     policies=("sft", "ppo", "dpo"), temperature=1.0, max_new_tokens=5, dev_prompts=2, test_prompts=3,
     held_out_records=4, best_of=(1, 2), best_of_prompts=2, batch=4, win_tolerance=0.01, tie_tolerance=1e-4,
-    resamples=100, precision="float32", matmul="native", unlike_prompts=2, kl_band=(0.5, 3.5), preference_accuracy_mark=0.75,
+    resamples=100, precision="float32", matmul="native",
+    unlike_prompts=2, kl_band=(0.5, 3.5), preference_accuracy_mark=0.75,
 )  # fmt: skip
 META = {"action": "refund", "name": "Amara", "order": "201", "item": "desk"}
 RIGHT, WRONG = "I booked a full refund.", "We can have it repaired."
