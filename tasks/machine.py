@@ -1,4 +1,4 @@
-"""Checks of the machine: interpreter, packages, torch, processors, memory, disk, compiler, model cache."""
+"""Checks of the machine: interpreter, packages, torch, processors, memory, disk, model cache."""
 
 from __future__ import annotations
 
@@ -188,25 +188,6 @@ def require_space(root: Path) -> None:
                 f"{folder}: {free / MIB:.1f} MiB are free on its disk, wanted at least {DISK_LEAST // MIB} MiB to "
                 "begin a run; free some space (`ratchet clean` frees .ratchet/tmp) and run the command again"
             )
-
-
-def compiler(launchers: dict[str, str]) -> Check:
-    """The C++ compiler that DeepSpeed builds its extensions with.
-
-    Args:
-        launchers: stage name to its launch line.
-    """
-    name = os.environ.get("CXX", "g++")
-    path = shutil.which(name)
-    needing = [stage for stage, line in launchers.items() if line.split()[:1] != ["python"]]
-    if path:
-        return Check(name="compiler", state="ok", found=path)
-    return Check(
-        name="compiler",
-        state="fail" if needing else "warn",
-        found=f"no {name}, " + (f"which {', '.join(needing)} need" if needing else "and none is needed in one process"),
-        remedy="Install a C++ compiler (Debian, Ubuntu: `apt install g++`) before training with several processes.",
-    )
 
 
 def model_cache() -> Check:

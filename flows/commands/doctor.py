@@ -45,7 +45,6 @@ def examine_all(root: Path) -> list[Check]:
 
     sections = _sections(root)
     threads = {stage: s["threads"] for stage, s in sections.items() if isinstance(s.get("threads"), int)}
-    launchers = {stage: str(s["launch"]) for stage, s in sections.items() if s.get("launch")}
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", machine.python),
         ("packages", lambda: machine.packages(root)),
@@ -54,7 +53,6 @@ def examine_all(root: Path) -> list[Check]:
         ("processors", lambda: machine.processors(threads)),
         ("memory", machine.memory),
         ("disk", lambda: machine.disk(root)),
-        ("compiler", lambda: machine.compiler(launchers)),
         ("model cache", machine.model_cache),
         ("git", lambda: health.git(root)),
         ("dvc", lambda: health.dvc(root)),

@@ -120,15 +120,6 @@ def test_a_run_does_not_begin_on_a_full_disk(tmp_path: Path, monkeypatch: pytest
         machine.require_space(tmp_path)
 
 
-def test_a_compiler_is_needed_only_by_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert machine.compiler({"sft": "python"}).state == "warn"
-    found = machine.compiler({"sft": "python", "ppo": "torchrun --nproc-per-node=2"})
-    assert (found.state, found.found) == ("fail", "no no-such-compiler, which ppo need")
-    monkeypatch.setenv("CXX", sys.executable)
-    assert machine.compiler({"ppo": "deepspeed"}).state == "ok"
-
-
 def test_the_model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
