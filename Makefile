@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Only `make mutate` needs these; what else they need is in constraints.txt.
 MUTATION := mutmut==3.8.1 coverage==7.17.3 libcst==1.9.0 linkify-it-py==2.2.0 mdit-py-plugins==0.7.0 setproctitle==1.3.8 textual==8.2.8
+BENCH := .ratchet/tmp/bench
+PEERS := $(BENCH)/envs/trl-1.16/.ready $(BENCH)/envs/trl-1.12/.ready
 export DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint mutate repro ui clean setup
+.PHONY: run test lint mutate bench bench-envs repro ui clean setup
 
 run: $(READY)  ## raw data to champion model, end to end
 	@$(BIN)/ratchet run
@@ -26,6 +28,19 @@ lint: $(READY)  ## style, layers and types
 mutate: $(READY)  ## plant errors in the formulas and the gate, one at a time; the tests must notice 90 % of them
 	@$(BIN)/python -c 'import mutmut' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps $(MUTATION)
 	$(BIN)/python -m bench.mutation
+
+bench: $(READY) bench-envs  ## ours beside TRL on one core: SFT, reward model, DPO, PPO; fails when the numbers differ
+	@failed=0; for size in S M; do for one in sft reward dpo ppo; do \
+	  $(BIN)/python -m bench.peers.$$one --size $$size || failed=1; done; done; \
+	$(BIN)/python -m bench.peers.report; exit $$failed
+
+bench-envs: $(PEERS)  ## the peers' own environments
+
+$(BENCH)/envs/trl-%/.ready: bench/peers/constraints-trl-%.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@echo "installing TRL $* into $(@D) (once, some minutes) ..."
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
 
 repro: $(READY)  ## the science alone: DVC, no server
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

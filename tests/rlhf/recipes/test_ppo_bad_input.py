@@ -103,7 +103,7 @@ def test_a_vocabulary_that_is_padded_beyond_the_tokenizer_is_never_sampled(input
     rows, _ = run(changed, tmp_path, updates=2)
     assert finite(rows)
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert rows[0]["first_ratio"] <= 1e-6
+    assert rows[0]["first_ratio"] < 5e-6
     assert rows[0]["sampler_gap"] < 1e-5
     # Were the padding sampled, its probability would be 1 and the entropy 0.
     assert rows[0]["entropy"] > 1
@@ -117,7 +117,7 @@ def test_dropout_in_the_base_model_changes_neither_ratio_nor_kl(inputs, tmp_path
     rows, _ = run(changed, tmp_path, updates=2)
     plain, _ = run(inputs, tmp_path / "plain", updates=2)
     for row, other in zip(rows, plain, strict=True):
-        assert row["first_ratio"] <= 1e-6
+        assert row["first_ratio"] < 5e-6
         assert row == other
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6)
 

@@ -108,7 +108,7 @@ def test_the_price_of_length_lowers_the_scores_of_long_responses(inputs, tmp_pat
 def test_a_temperature_belongs_to_sampling_training_and_reference(inputs, tmp_path):
     rows, _ = run(inputs, tmp_path, updates=2, temperature=0.6)
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert rows[0]["first_ratio"] <= 1e-6
+    assert rows[0]["first_ratio"] < 5e-6
     assert rows[0]["sampler_gap"] < 1e-5
 
 

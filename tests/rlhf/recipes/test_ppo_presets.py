@@ -70,7 +70,7 @@ def test_a_preset_runs_and_is_what_its_name_says(name, inputs, loaded, tmp_path)
     assert all(math.isfinite(value) for row in rows for value in row.values())
     # Before anything is learnt the policy is the reference, and every first minibatch finds the policy that sampled.
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert max(row["first_ratio"] for row in rows) <= 1e-6
+    assert max(row["first_ratio"] for row in rows) < 5e-6
     assert rows[0]["ess_tokens_epoch_1"] <= 1 + 1e-9
     assert rows[-1]["kl"] > 0  # it learns
     assert rows[0]["skipped"] == 0
