@@ -3,7 +3,15 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from rlhf.batches import collate
 from rlhf.errors import BadInput
@@ -159,3 +167,23 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(BadInput, match="made_up"):
         load_policy(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=23, hidden_size=16, n_layer=1, n_head=2),
+        Gemma2Config(
+            vocab_size=23, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+            head_dim=8, intermediate_size=24,
+        ),
+    ],
+)  # fmt: skip
+def test_families_that_torchs_fused_attention_cannot_compute_load_and_score(config, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    loaded, batch = load_policy(tmp_path, device="cpu"), collate([[5, 6]], [[7, 8, 9]], pad_id=0)
+    wanted = model(batch.input_ids).logits.log_softmax(-1)[0, 1:4].gather(1, torch.tensor([[7], [8], [9]])).squeeze(1)
+    found = response_logprobs(loaded, batch, temperature=1.0, forbidden=None).logprobs[batch.response_mask]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
