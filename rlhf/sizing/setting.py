@@ -70,7 +70,7 @@ class Setting:
     """Demonstrations, pairs or rollouts of an optimizer step, over all GPUs."""
     micro_batch: int = 1
     """Of them, in a forward pass of one GPU."""
-    rollouts: int = 256
+    rollouts: int = 64
     """Responses of an update, over all GPUs; policy gradients only."""
     epochs: int = 1
     """Passes over an update's rollouts."""
