@@ -1,6 +1,8 @@
 """Fixtures every test may use: where the project and the real sample data are, and a quiet, offline environment."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,14 @@ for name in ("TORCH_EXTENSIONS_DIR", "MPLCONFIGDIR"):
     os.environ.setdefault(name, str(ROOT / ".ratchet/tmp/tests" / name.lower()))
 for name in ("RATCHET_KEY", "RATCHET_ROOT", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _no_test_inherits_a_matrix_library() -> Iterator[None]:
+    """A recipe chooses for its process, which here is that of all tests."""
+    yield
+    if (matmul := sys.modules.get("rlhf.matmul")) is not None:
+        matmul.choose("native")
 
 
 @pytest.fixture(scope="session")

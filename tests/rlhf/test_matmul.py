@@ -8,13 +8,6 @@ from rlhf import matmul
 from rlhf.errors import BadInput
 
 
-@pytest.fixture(autouse=True)
-def put_back():
-    before = matmul.chosen()
-    yield
-    matmul.choose(before)
-
-
 def test_product_and_its_gradients_are_those_of_float64():
     source = torch.Generator().manual_seed(0)
     a, b, bias = (torch.randn(*shape, generator=source) for shape in ((7, 5), (3, 5), (3,)))
