@@ -84,7 +84,7 @@ def peer(model: LlamaForCausalLM, case: Case, *, greedy: bool = False) -> list[l
     width = max(map(len, case.prompts))
     ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in case.prompts])
     sampling: dict[str, Any] = {} if greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         max_new_tokens=NEW_TOKENS, do_sample=not greedy, eos_token_id=case.stops or None, pad_token_id=PAD,
         suppress_tokens=[PAD] if greedy else None, **sampling,
     )  # fmt: skip
@@ -158,7 +158,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", type=int, default=0, metavar="LINES")
     arguments = parser.parse_args()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as above
     torch.set_num_threads(1)
     sizes = list(SIZES) if arguments.size == "all" else [arguments.size]
     agreed = [compare(size, arguments, ends=ends) for size in sizes for ends in (True, False)]

@@ -131,10 +131,10 @@ def as_rank() -> None:
     prepare = sft.prepare
 
     def keep(*arguments: object, **settings: object) -> object:
-        engines.append(prepare(*arguments, **settings))  # type: ignore[arg-type]
+        engines.append(prepare(*arguments, **settings))  # type: ignore[arg-type]  # handed on unread
         return engines[0]
 
-    sft.prepare = keep  # type: ignore[assignment]
+    sft.prepare = keep  # type: ignore[assignment]  # the recipe's own engine is wanted, to read its weights
     config = load_section(read_params(Path("params.yaml")), "sft", sft.Config)
     paths = {name: Path(place) for name, place in PATHS.items()}
     sft.main(config, seed=1, stage="sft", demonstrations=Path("demonstrations"), **paths)

@@ -113,7 +113,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str, prefix: str) -
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known keys are {', '.join(names)}"
             raise BadInput(f"{where}unknown key {prefix}{key}{hint}")
     given = [name for name in names if name in values]
-    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is one
     missing = [field.name for field in fields if field.name not in given and not _has_default(field)]
     if missing:
         raise BadInput(f"{where}missing key {prefix}{missing[0]}; profiles/default.yaml has a value for it")

@@ -95,7 +95,7 @@ class TableLayer(CacheLayerMixin):
 
     def __init__(self, slots: Slots) -> None:
         """Begin without tables; the first keys say how large."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         self.slots = slots
         self.tables: tuple[Tensor, Tensor] | None = None
 
@@ -182,7 +182,7 @@ class Keys(Tensor):
     """A table of keys on its way through the model's own code to the attention function."""
 
     layer: TableLayer
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # torch's way
 
     @classmethod
     def of(cls, layer: TableLayer, keys: Tensor) -> "Keys":

@@ -95,7 +95,7 @@ class DeepSpeedEngine:
             self.engine.optimizer.clear_backward_seen_flag()
         summed = loss * distributed.world_size()
         # First thing in the backward pass, as DeepSpeed has it after a forward pass of its wrapper.
-        summed.register_hook(self._begin)  # type: ignore[no-untyped-call]
+        summed.register_hook(self._begin)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.engine.backward(summed)
 
     def step(self) -> dict[str, float]:

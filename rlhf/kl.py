@@ -109,13 +109,27 @@ def full_kl(logits_p: Tensor, logits_q: Tensor, *, forbidden: Tensor | None, tem
 
     def measure(rows_p: Tensor, rows_q: Tensor) -> Tensor:
         log_p = log_softmax(rows_p, temperature=temperature, forbidden=forbidden)
-        difference = log_p - log_softmax(rows_q, temperature=temperature, forbidden=forbidden)
-        if forbidden is not None:
-            # -inf minus -inf; filled before the product, so that no NaN reaches the gradient either.
-            difference = difference.masked_fill(forbidden, 0.0)
-        return (log_p.exp() * difference).sum(dim=-1)
+        return table_kl(log_p, log_softmax(rows_q, temperature=temperature, forbidden=forbidden), forbidden)
 
     return in_chunks(measure, logits_p, logits_q, width=logits_p.shape[1])
+
+
+def table_kl(log_p: Tensor, log_q: Tensor, forbidden: Tensor | None) -> Tensor:
+    """`full_kl` from log-probabilities.
+
+    Args:
+        log_p: of the policy, from `logprobs.log_softmax`; gradient flows. [..., V]
+        log_q: of the reference, as `log_p`. [..., V]
+        forbidden: True at ids that neither ever samples; they add nothing. [V] bool, or None
+
+    Returns:
+        Nats. [...]
+    """
+    difference = log_p - log_q
+    if forbidden is not None:
+        # -inf minus -inf; filled before the product, so that no NaN reaches the gradient either.
+        difference = difference.masked_fill(forbidden, 0.0)
+    return (log_p.exp() * difference).sum(dim=-1)
 
 
 class FixedKl:

@@ -78,28 +78,21 @@ def gather_logprobs(logits: Tensor, ids: Tensor, *, temperature: float, forbidde
     return in_chunks(look_up, logits.reshape(-1, vocabulary), ids.reshape(-1), width=vocabulary).reshape(ids.shape)
 
 
-def entropy(logits: Tensor, *, temperature: float, forbidden: Tensor | None) -> Tensor:
-    """Entropy of the sampled distribution at each position.
+def table_entropy(table: Tensor, forbidden: Tensor | None) -> Tensor:
+    """Entropy of distributions.
 
         H = -sum over v of p(v) log p(v)
 
     Args:
-        logits: scores of the head; gradient flows. [..., V]
-        temperature: divides the logits. > 0
+        table: log-probabilities, from `log_softmax`; gradient flows. [..., V]
         forbidden: True at ids that are never sampled; they add nothing. [V] bool, or None
 
     Returns:
-        Entropies, nats, between 0 and log V. [...] float32
-
-    Raises:
-        ValueError: `forbidden` does not fit, or temperature is not positive.
+        Nats, between 0 and log V. [...]
     """
-
-    def measure(rows: Tensor) -> Tensor:
-        return _entropy(log_softmax(rows, temperature=temperature, forbidden=forbidden), forbidden)
-
-    vocabulary = logits.shape[-1]
-    return in_chunks(measure, logits.reshape(-1, vocabulary), width=vocabulary).reshape(logits.shape[:-1])
+    # The fill comes before the product: 0 * -inf is NaN, and it stays NaN in the gradient of a later fill.
+    finite = table if forbidden is None else table.masked_fill(forbidden, 0.0)
+    return -(table.exp() * finite).sum(dim=-1)
 
 
 def response_logprobs(
@@ -236,10 +229,4 @@ def _look_up(
 ) -> tuple[Tensor, Tensor | None]:
     table = log_softmax(logits, temperature=temperature, forbidden=forbidden)
     chosen = table.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return chosen, _entropy(table, forbidden) if with_entropy else None
-
-
-def _entropy(table: Tensor, forbidden: Tensor | None) -> Tensor:
-    # The fill comes before the product: 0 * -inf is NaN, and it stays NaN in the gradient of a later fill.
-    finite = table if forbidden is None else table.masked_fill(forbidden, 0.0)
-    return -(table.exp() * finite).sum(dim=-1)
+    return chosen, table_entropy(table, forbidden) if with_entropy else None

@@ -117,7 +117,7 @@ def attend(
     found = []
     for (rows, width), *parts in zip(packing.blocks, *placed, strict=True):
         block = [part.view(rows, width, *part.shape[1:]).transpose(1, 2) for part in parts]
-        attended, _ = sdpa_attention_forward(module, *block, None, **settings)  # type: ignore[call-arg]
+        attended, _ = sdpa_attention_forward(module, *block, None, **settings)  # type: ignore[call-arg]  # three tensors
         found.append(attended.reshape(rows * width, *attended.shape[2:]))
     places = found[0] if len(found) == 1 else torch.cat(found)
     nodes: Tensor = _ToNodes.apply(places, packing)  # type: ignore[no-untyped-call]

@@ -183,8 +183,9 @@ def descendants(ancestor: int) -> set[int]:
     todo = [ancestor]
     while todo:
         for child in children.get(todo.pop(), []):
-            found.add(child)
-            todo.append(child)
+            if child not in found:  # /proc is read while it changes, so a number may come back
+                found.add(child)
+                todo.append(child)
     return found
 
 

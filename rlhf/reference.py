@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from rlhf.adapters import AdapterOff, adapter_off
 from rlhf.batches import Batch
-from rlhf.logprobs import in_chunks, log_softmax, response_logits, scatter_response
+from rlhf.kl import table_kl
+from rlhf.logprobs import in_chunks, log_softmax, response_logits, scatter_response, table_entropy
 from rlhf.row_blocks import in_row_blocks
 
 LOGIT_BUDGET = 2**26
@@ -86,15 +87,7 @@ def compare_with_reference(
 
 
 def _compare(logits_p: Tensor, logits_q: Tensor, ids: Tensor, forbidden: Tensor, temperature: float) -> Tensor:
-    """The four columns of a `Comparison` from one table of log-probabilities per model; no gradient. [N, 4].
-
-    Entropy and KL are those of `logprobs.entropy` and `kl.full_kl`.
-    """
+    """The four columns of a `Comparison` from one table of log-probabilities per model; no gradient. [N, 4]."""
     log_p, log_q = (log_softmax(rows, temperature=temperature, forbidden=forbidden) for rows in (logits_p, logits_q))
     chosen = [table.gather(1, ids.unsqueeze(1)).squeeze(1) for table in (log_p, log_q)]
-    probabilities = log_p.exp()
-    for table in (log_p, log_q):
-        table.masked_fill_(forbidden, 0.0)  # 0 * -inf is NaN
-    entropy = -(probabilities * log_p).sum(dim=1)
-    kl = probabilities.mul_(log_p.sub_(log_q)).sum(dim=1)
-    return torch.stack((*chosen, entropy, kl), dim=1)
+    return torch.stack((*chosen, table_entropy(log_p, forbidden), table_kl(log_p, log_q, forbidden)), dim=1)

@@ -229,7 +229,7 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
 def _watched(trainer: type) -> type:
     """The trainer, keeping its last batch and loss."""
 
-    class Watched(trainer):  # type: ignore[misc]
+    class Watched(trainer):  # type: ignore[misc]  # its base is known at run time only
         """A trainer that can be looked at between steps."""
 
         def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

@@ -115,7 +115,7 @@ def converse(start: Messages, answer: Callable[[Messages], Reply]) -> None:
     from rlhf.errors import BadInput
 
     with contextlib.suppress(ImportError):  # editing and history of the line, where the platform has them
-        import readline  # noqa: F401
+        import readline  # noqa: F401 - its import is what does it
     talks = sys.stdin.isatty()
     if talks:
         note(HELP)

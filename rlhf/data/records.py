@@ -18,7 +18,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]  # CPython's, not in its types
 from typing import Any, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["demonstration", "pair", "ranking", "judgement", "prompt", "probe"]

@@ -97,4 +97,6 @@ def test_a_launcher_that_is_not_installed_is_bad_input(monkeypatch):
 
 def test_a_free_port_can_be_had():
     with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))
+        port = free_port()
+        server.bind(("127.0.0.1", port))
+        assert server.getsockname()[1] == port

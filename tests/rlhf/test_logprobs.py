@@ -18,7 +18,14 @@ from transformers import (
 )
 
 import rlhf.logprobs
-from rlhf.logprobs import entropy, gather_logprobs, log_softmax, response_logits, response_logprobs, scatter_response
+from rlhf.logprobs import (
+    gather_logprobs,
+    log_softmax,
+    response_logits,
+    response_logprobs,
+    scatter_response,
+    table_entropy,
+)
 
 ATOL = 1e-5
 VOCABULARY = 23
@@ -91,6 +98,10 @@ def test_temperature_divides_the_logits() -> None:
     assert gather_logprobs(logits, torch.tensor([1]), temperature=2.0, forbidden=None).item() == pytest.approx(
         math.log(2 / 3), abs=ATOL
     )
+
+
+def entropy(logits: Tensor, *, temperature: float, forbidden: Tensor | None) -> Tensor:
+    return table_entropy(log_softmax(logits, temperature=temperature, forbidden=forbidden), forbidden)
 
 
 def test_forbidden_ids_have_no_probability_and_pass_no_gradient() -> None:

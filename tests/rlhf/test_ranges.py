@@ -5,11 +5,21 @@ import pytest
 from rlhf.ranges import require_above_zero, require_at_least, require_choice, require_fraction
 
 
-def test_good_values_pass():
-    require_above_zero(a=1e-9)
-    require_at_least(1, a=1, b=None)
-    require_fraction(a=0.0, b=1.0)
-    require_choice(("x", "y"), a="y")
+@pytest.mark.parametrize(
+    ("check", "beyond"),
+    [
+        (lambda value: require_above_zero(a=value), (1e-9, 0.0)),
+        (lambda value: require_at_least(1, a=value, b=None), (1, 0)),
+        (lambda value: require_fraction(a=value), (1.0, 1.0 + 1e-9)),
+        (lambda value: require_fraction(a=value), (0.0, -1e-9)),
+        (lambda value: require_choice(("x", "y"), a=value), ("y", "z")),
+    ],
+)
+def test_the_last_good_value_passes_and_the_next_does_not(check, beyond):
+    good, bad = beyond
+    assert check(good) is None
+    with pytest.raises(ValueError, match=f"a is {bad!r}"):
+        check(bad)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,6 @@ def test_what_has_passed_is_not_loaded_again(project: Path) -> None:
 
 
 def test_stages_that_are_no_recipes_are_left_alone(tmp_path: Path) -> None:
-    require_valid(make_project(tmp_path / "tiny"))
+    assert require_valid(make_project(tmp_path / "tiny")) is None
     (tmp_path / "dvc.yaml").write_text("stages: [1]\n")
-    require_valid(tmp_path)
+    assert require_valid(tmp_path) is None
