@@ -7,10 +7,12 @@ READY := $(VENV)/.ready
 MUTATION := mutmut==3.8.1 coverage==7.17.3 libcst==1.9.0 linkify-it-py==2.2.0 mdit-py-plugins==0.7.0 setproctitle==1.3.8 textual==8.2.8
 BENCH := .ratchet/tmp/bench
 PEERS := $(BENCH)/envs/trl-1.16/.ready $(BENCH)/envs/trl-1.12/.ready
+AUDIT := $(BENCH)/envs/audit
+PIP_AUDIT := pip-audit==2.10.1
 export DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint mutate bench bench-envs repro ui clean setup
+.PHONY: run test lint mutate bench bench-envs audit fuzz repro ui clean setup
 
 run: $(READY)  ## raw data to champion model, end to end
 	@$(BIN)/ratchet run
@@ -41,6 +43,17 @@ $(BENCH)/envs/trl-%/.ready: bench/peers/constraints-trl-%.txt
 	@echo "installing TRL $* into $(@D) (once, some minutes) ..."
 	$(@D)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
+
+audit: $(READY) $(AUDIT)/.ready  ## known vulnerabilities of the pinned packages; 2 where the advisories cannot be reached
+	$(BIN)/python -m bench.audit --program $(AUDIT)/bin/pip-audit
+
+$(AUDIT)/.ready: constraints.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt $(PIP_AUDIT)
+	@touch $@
+
+fuzz: $(READY)  ## 20,000 broken inputs; each must be accepted rightly or refused in one sentence (half an hour)
+	$(BIN)/python -m bench.fuzz_inputs
 
 repro: $(READY)  ## the science alone: DVC, no server
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

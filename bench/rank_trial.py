@@ -105,7 +105,7 @@ class Trial:
     def saved(self, rank: int, world: int = 2) -> int:
         """Newest step in a checkpoint of a rank of so many; 0 without one."""
         place = "" if world == 1 else f"ranks-{world}/{rank}/"
-        found = (self.folder / ".ratchet/tmp/checkpoints/sft").glob(f"*/{place}[0-9]*.pt")
+        found = (self.folder / ".ratchet/tmp/checkpoints/sft").glob(f"*/{place}[0-9]*.safetensors")
         return max((int(file.name.partition("-")[0]) for file in found), default=0)
 
     def log(self) -> str:

@@ -37,8 +37,11 @@ COMMANDS: dict[str, str] = {
     "promote": "make a version the champion",
     "rollback": "return to the champion before this one",
     "history": "which version was champion when, and why",
+    "reproduce": "rebuild a registered version from raw data and compare every hash",
+    "forget": "remove rows from raw data, and list the versions that were trained on them",
     "report": "write one self-contained HTML page",
     "chat": "talk to a registered model",
+    "serve": "an HTTP endpoint in OpenAI's form that follows the champion",
     "compare": "two models side by side on the same prompts",
     "size": "will it fit: memory per GPU, time, and the cheapest setting that fits",
     "ui": "open the Prefect and MLflow pages of this project's stores",
@@ -51,6 +54,8 @@ REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space (`ratchet clean` frees .ratchet/tmp) and run the command again",
     errno.EROFS: "the file system is read-only; mount it writable and run the command again",
     errno.EACCES: "permission denied; make it writable for this user and run the command again",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "a link that leads back to itself; remove it",
     errno.EADDRINUSE: "the port is taken; stop what uses it or choose another port",
 }
 
@@ -61,6 +66,7 @@ SQLITE_WORDS = {
     "unable to open database file": errno.EACCES,
 }
 
+LARGEST = 2**31 - 1
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 
 
@@ -111,6 +117,7 @@ def _run(words: list[str]) -> int:
     if not args.command:
         parser.print_help()
         return 0
+    _refuse_beyond_bounds(args)
     log_to_stderr(debug=args.debug)
     if args.root is not None:
         root = Path(args.root).expanduser().resolve()
@@ -119,6 +126,14 @@ def _run(words: list[str]) -> int:
         os.environ["RATCHET_ROOT"] = str(root)
     code = importlib.import_module(f"flows.commands.{args.command}").run(args)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_beyond_bounds(args: argparse.Namespace) -> None:
+    """Refuse numbers that no option means and on which libraries stumble."""
+    for name, value in vars(args).items():
+        if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # also true for NaN
+            option = f"--{name.replace('_', '-')}"
+            raise CommandError(f"ratchet {args.command}: {option} is {value}, wanted a number up to {LARGEST}")
 
 
 def _command_in(words: Sequence[str]) -> str | None:
@@ -255,7 +270,9 @@ def _storage_trouble(error: BaseException) -> str | None:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    from rlhf.errors import one_line
+
+    return one_line(" ".join(str(text).split()))
 
 
 def _descriptor_of_stdout() -> int:

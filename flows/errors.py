@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rlhf.errors import one_line
+
 
 class CommandError(Exception):
     """A sentence for the person at the terminal, and the exit code that goes with it.
@@ -13,6 +15,6 @@ class CommandError(Exception):
 
     def __init__(self, sentence: str, exit_code: int = 2) -> None:
         """Keep the sentence and the exit code."""
-        super().__init__(sentence)
-        self.sentence = sentence
+        self.sentence = one_line(sentence)
+        super().__init__(self.sentence)
         self.exit_code = exit_code

@@ -6,6 +6,7 @@ Progress and logs go to stderr, so that `ratchet X --json | jq` always works.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -41,9 +42,10 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to stderr: progress, warnings, what is not the result."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """Write a line to stderr: progress, warnings, what is not the result; a reader that has gone stops nothing."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def write_json(document: object) -> None:

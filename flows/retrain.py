@@ -4,82 +4,52 @@ The list of stages and their order are DVC's; here is only when, where, how ofte
 """
 
 import logging
-import signal
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import Abort
 from prefect.futures import PrefectFuture, wait
 from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
+from flows.outcome import Outcome
 from flows.progress import Display, LogDisplay
 from flows.stage_tasks import StageRunner, stage_task
-from tasks.failures import Failure, StageError
-from tasks.graph import Graph, plan_with_graph
+from flows.stopping import Stop
+from flows.watched_run import watched
+from rlhf.errors import StageFailed
+from tasks.cache_mend import mend
+from tasks.failures import StageError
+from tasks.graph import plan_with_graph
 from tasks.lock_file import read_lock
 from tasks.settings import project_root, tmp_dir
 from tasks.snapshot import snapshot
-from tasks.stage import StageResult
 
 if TYPE_CHECKING:
     from tasks.gate import Decision
     from tasks.publish import PublishReport
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ARTIFACT = "retrain"
 FLUSH_SECONDS = 10.0
-
-
-@dataclass(kw_only=True, slots=True)
-class Outcome:
-    """What a run did; filled in as it goes, so that it tells the truth about a run that broke off, too."""
-
-    graph: Graph | None = None
-    order: tuple[str, ...] = ()
-    results: dict[str, StageResult] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
-    commit: str | None = None
-    """The snapshot of the tree that the run was made from."""
-    published: "PublishReport | None" = None
-    publish_error: str | None = None
-    decision: "Decision | None" = None
-    champion: str | None = None
-    """The policy that is champion after the gate, as one names it to a command."""
-    gate_error: str | None = None
-    stopped_by: int | None = None
-    """The signal that stopped the run."""
-    run_id: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """0 done; 1 a stage failed, could not be published for no foreseen reason, or the gate said no; 2 bad input."""
-        if self.stopped_by is not None:
-            return 128 + self.stopped_by
-        if self.failures:
-            return max(2 if failure.kind == "bad_input" else 1 for failure in self.failures.values())
-        verdict = self.decision.verdict if self.decision else None
-        refused = verdict is not None and not verdict.promote and bool(verdict.reasons)
-        return 1 if self.publish_error or self.gate_error or refused else 0
 
 
 _watcher: tuple[Display, Outcome] | None = None
 """Who watches the run of this process; a flow run started by a Prefect worker has nobody, and logs lines."""
 
 
-def execute(root: Path, *, until: str | None, force: Sequence[str], promote: bool, display: Display) -> Outcome:
+def execute(
+    root: Path, *, until: str | None, force: Sequence[str], promote: bool, display: Display, local_server: bool = False
+) -> Outcome:
     """Run the flow in this process and return what it did, also when it failed.
 
     Args:
@@ -88,25 +58,43 @@ def execute(root: Path, *, until: str | None, force: Sequence[str], promote: boo
         force: stages to execute whatever their state.
         promote: whether the gate may move the champion.
         display: whoever watches.
+        local_server: whether PREFECT_API_URL is our own server.
+
+    Raises:
+        StageFailed: the Prefect server went away before the stages were done.
     """
     global _watcher
-    outcome = Outcome()
+    outcome = Outcome(local_server=local_server)
     _watcher = (display, outcome)
     # Prefect reads its settings when it is imported; a process that runs twice has another server the second time.
     refresh_global_settings_context()
     quiet_prefect(root)
+    patience = FLUSH_SECONDS
     try:
         state: State[Any] = retrain(  # type: ignore[assignment]  # not awaited: the flow is a plain function
             str(root), until=until, force=list(force), promote=promote, return_state=True
         )
         if state.is_failed() and not outcome.failures and not outcome.exit_code:
             state.result()  # raises what went wrong outside the stages
+    except (httpx.HTTPError, Abort) as error:
+        patience = 1.0
+        if not outcome.over:
+            raise StageFailed(_lost_server(outcome, error)) from error
+        display.note(f"the Prefect server is away ({_message(error)}): the run is done, its record there is not")
     finally:
         _watcher = None
         # What is still queued has to leave before the server does.
-        APILogWorker.drain_all(timeout=FLUSH_SECONDS, at_exit=False)
-        EventsWorker.drain_all(timeout=FLUSH_SECONDS, at_exit=False)
+        APILogWorker.drain_all(timeout=patience, at_exit=False)
+        EventsWorker.drain_all(timeout=patience, at_exit=False)
     return outcome
+
+
+def _lost_server(outcome: Outcome, error: BaseException) -> str:
+    kept = ", ".join(outcome.results) or "none yet"
+    return (
+        f"the Prefect server went away in the middle of the run ({_message(error)}); finished stages are kept "
+        f"({kept}); start the server, or unset PREFECT_API_URL, and run again"
+    )
 
 
 def run_name() -> str:
@@ -131,25 +119,61 @@ def retrain(root: str | None = None, until: str | None = None, force: Sequence[s
     folder = Path(root) if root else project_root()
     display, outcome = _watcher or (LogDisplay(folder), Outcome())
     outcome.run_id = str(flow_run.get_id() or uuid.uuid4())
-    outcome.commit = snapshot(folder, outcome.run_id)
-    graph, planned = plan_with_graph(folder, until=until, force=force)
-    outcome.graph, outcome.order = graph, tuple(stage.name for stage in planned)
-    runner = StageRunner(folder, graph, planned, force=force, display=display)
-    outcome.results, outcome.failures = runner.results, runner.failures
-    with stopped_by_signals(runner.stopping) as received:
+    with watched(folder, outcome.run_id, local=outcome.local_server, say=display.note) as stop:
         try:
-            run_stages(runner)
+            _bring_up_to_date(folder, outcome, stop, display, until=until, force=force, promote=promote)
         finally:
-            runner.close()
-        outcome.stopped_by = received[0] if received else None
-    if outcome.stopped_by is not None:
+            outcome.cancelled = stop.cancelled
+            outcome.stopped_by = stop.signals[0] if stop.signals else None
+            outcome.over = True
+    if outcome.cancelled or outcome.stopped_by is not None:
         return Cancelled(message="stopped; the next run resumes from the checkpoints")
-    if not runner.failures:
-        finish(folder, outcome, gate=until is None, promote=promote)
-    create_markdown_artifact(key=ARTIFACT, markdown=markdown(folder, outcome), description="what this run did")
-    if runner.failures:
-        raise StageError(next(iter(runner.failures.values())))
+    if outcome.failures:
+        raise StageError(next(iter(outcome.failures.values())))
     return None
+
+
+def _bring_up_to_date(
+    root: Path,
+    outcome: Outcome,
+    stop: Stop,
+    display: Display,
+    *,
+    until: str | None,
+    force: Sequence[str],
+    promote: bool,
+) -> None:
+    outcome.commit = snapshot(root, outcome.run_id)
+    graph, planned = plan_with_graph(root, until=until, force=force)
+    if mended := mend(root, planned, on_line=get_run_logger().info, cancelled=stop.event.is_set):
+        for sentence in mended:
+            display.note(sentence)
+        graph, planned = plan_with_graph(root, until=until, force=force)
+    outcome.graph, outcome.order = graph, tuple(stage.name for stage in planned)
+    runner = StageRunner(root, graph, planned, force=force, display=display, stopping=stop.event)
+    outcome.results, outcome.failures = runner.results, runner.failures
+    try:
+        run_stages(runner)
+    finally:
+        runner.close()
+    if stop.event.is_set():
+        return
+    try:
+        with stop.interrupts():
+            if not runner.failures:
+                finish(root, outcome, gate=until is None, promote=promote)
+            if not stop.server_away:
+                _leave_artifact(root, outcome)
+    except KeyboardInterrupt:  # what was being published is finished by the next run
+        if not stop.event.is_set():
+            raise
+
+
+def _leave_artifact(root: Path, outcome: Outcome) -> None:
+    try:
+        create_markdown_artifact(key=ARTIFACT, markdown=markdown(root, outcome), description="what this run did")
+    except httpx.HTTPError as error:  # the run is none the worse for it
+        get_run_logger().warning("no artifact: %s", error)
 
 
 def run_stages(runner: StageRunner) -> None:
@@ -225,36 +249,16 @@ def judge(root: Path, promote: bool) -> "tuple[Decision, str | None]":
     return decision, holder.reference if holder else None
 
 
-@contextmanager
-def stopped_by_signals(stopping: threading.Event) -> Iterator[list[int]]:
-    """Turn Ctrl-C and SIGTERM into `stopping`; the stages then end their processes, and the flow its tasks.
-
-    Yields:
-        The signals received. Outside the main thread, where Python allows no handlers, it stays empty.
-    """
-    received: list[int] = []
-
-    def handler(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        stopping.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
 def quiet_prefect(root: Path) -> None:
     """Keep what Prefect logs off the terminal: the display tells it better, a file keeps its warnings."""
     import prefect.main  # noqa: F401 - it configures logging when first imported, which must not come after us
 
+    logging.raiseExceptions = False  # else every line that its server does not take is told on stderr
     logger = logging.getLogger("prefect")
     logger.propagate = False
+    internal = logging.getLogger("prefect._internal")
+    internal.propagate = True
+    internal.handlers.clear()
     path = tmp_dir(root) / "logs" / "prefect.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:

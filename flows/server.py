@@ -1,7 +1,7 @@
 """A Prefect server of our own for the length of a run, where the user has named none.
 
-It is a child that dies with us, on a free loopback port, with its database in `.ratchet/state/prefect`. Prefect's own
-ephemeral server outlives a killed parent.
+It is a child that dies with us, on a free loopback port, with its database in `.ratchet/state/prefect`; when it dies
+before us, it is started again on the same port. Prefect's own ephemeral server outlives a killed parent.
 """
 
 import os
@@ -9,12 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from flows.output import note
 from rlhf.errors import BadInput, StageFailed
 from tasks import supervisor
 from tasks.settings import environment, tmp_dir
@@ -24,6 +27,9 @@ START_SECONDS = 120.0
 """The very first start creates the database, which takes several times as long as a later one."""
 GRACE_SECONDS = 5.0
 ATTEMPTS = 3
+RESTARTS = 3
+"""How often a server that died is started again before the run goes on without."""
+LOOK_SECONDS = 0.2
 UNUSED_SERVICES = (
     "CANCELLATION_CLEANUP",
     "CLEANUP_RECONCILER",
@@ -76,6 +82,10 @@ class LocalServer:
         self._log = tmp_dir(root) / "logs" / "prefect-server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self._closing = threading.Event()
+        self._keeper: threading.Thread | None = None
+        self.say: Callable[[str], None] = note
+        """Told when the server died and when it is back; from another thread."""
 
     @property
     def ui_url(self) -> str:
@@ -99,7 +109,7 @@ class LocalServer:
         self.stop()
 
     def wait(self, limit: float = START_SECONDS) -> None:
-        """Return when the server answers.
+        """Return when the server answers; from then on it is kept alive.
 
         Args:
             limit: seconds to wait at most.
@@ -107,6 +117,20 @@ class LocalServer:
         Raises:
             StageFailed: it ended or did not answer in time.
         """
+        self._wait(limit)
+        if self._keeper is None:
+            # This thread starts the next server and outlives it: the kernel ends a child with the thread that made it.
+            self._keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
+            self._keeper.start()
+
+    def stop(self) -> None:
+        """End the server; does nothing when it has ended."""
+        self._closing.set()
+        self._end()
+        if self._keeper is not None:
+            self._keeper.join()
+
+    def _wait(self, limit: float) -> None:
         deadline = time.monotonic() + limit
         attempt = 1
         while not self._healthy():
@@ -116,16 +140,44 @@ class LocalServer:
                     raise StageFailed(self._complaint("ended while it started"))
                 attempt += 1
                 self._start()
+            if self._closing.is_set():
+                self._end()
+                raise StageFailed("the local Prefect server was told to stop while it started")
             if time.monotonic() >= deadline:
-                self.stop()
+                self._end()
                 raise StageFailed(self._complaint(f"did not answer within {limit:.0f} s"))
             time.sleep(0.05)
 
-    def stop(self) -> None:
-        """End the server; does nothing when it has ended."""
+    def _end(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
+
+    def _keep(self) -> None:
+        """Start the server again, on the port that everybody knows, whenever it ends before it is told to."""
+        self._wanted_port = self._port
+        for left in reversed(range(RESTARTS + 1)):
+            while self._process is not None and self._process.poll() is None:
+                if self._closing.wait(LOOK_SECONDS):
+                    self._end()
+            if self._closing.is_set():
+                return
+            if not left:
+                break
+            self.say(f"the local Prefect server {self._ending()}; starting it again")
+            try:
+                self._start()
+                self._wait(START_SECONDS)
+                self.say("the local Prefect server is back")
+            except (StageFailed, OSError) as error:
+                if self._closing.is_set():
+                    return
+                self.say(str(error))
+        self.say(f"the local Prefect server ended {RESTARTS + 1} times; the stages go on without it, unrecorded there")
+
+    def _ending(self) -> str:
+        code = self._process.returncode if self._process is not None else 0
+        return f"was killed by signal {code - 128}" if code and code > 128 else f"ended with {code}"
 
     def _start(self) -> None:
         self._port = self._wanted_port or free_port()
@@ -134,7 +186,7 @@ class LocalServer:
         # Uvicorn itself instead of `prefect server start`, which is one more process that does the same.
         server = [sys.executable, "-P", "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
         options = ["--host", HOST, "--port", str(self._port), "--log-level", "warning", "--timeout-keep-alive", "10"]
-        with self._log.open("wb") as log:
+        with self._log.open("wb" if self._keeper is None else "ab") as log:
             self._process = subprocess.Popen(
                 [*launcher, *server, *options],
                 cwd=self._root,

@@ -119,6 +119,14 @@ def make_app(model: FollowedModel, limits: Limits, *, key: str | None = None) ->
         headers = {"Retry-After": RETRY_SECONDS} if error.status == 429 else None
         return JSONResponse(error.document, status_code=error.status, headers=headers)
 
+    _add_pages(app, model, numbers, key)
+    _add_completions(app, model, limits, turns, numbers, key)
+    return app
+
+
+def _add_pages(app: FastAPI, model: FollowedModel, numbers: Numbers, key: str | None) -> None:
+    """What can be read: state, numbers, names."""
+
     @app.get("/health")
     async def health() -> dict[str, Any]:
         now = model.current
@@ -139,6 +147,12 @@ def make_app(model: FollowedModel, limits: Limits, *, key: str | None = None) ->
         ]
         return {"object": "list", "data": entries}
 
+
+def _add_completions(
+    app: FastAPI, model: FollowedModel, limits: Limits, turns: Turns, numbers: Numbers, key: str | None
+) -> None:
+    """What answers."""
+
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
         _require(request, key)
@@ -157,8 +171,6 @@ def make_app(model: FollowedModel, limits: Limits, *, key: str | None = None) ->
             raise Refusal(500, f"the model could not answer: {error}", code="failed", kind="server_error") from error
         _count(numbers, answer, began)
         return JSONResponse(told.whole(text))
-
-    return app
 
 
 def _require(request: Request, key: str | None) -> None:

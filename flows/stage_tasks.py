@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rlhf.errors import BadInput
 from rlhf.launch_line import read_line
 from tasks.failures import Failure, StageError
 from tasks.graph import Graph, PlannedStage
+from tasks.live_record import recorded_live
 from tasks.settings import tmp_dir
 from tasks.slots import Need, Slots, SlotsCancelled
 from tasks.stage import StageResult, run_stage
@@ -36,7 +36,14 @@ class StageRunner:
     """Runs the stages of one flow run and remembers how each ended."""
 
     def __init__(
-        self, root: Path, graph: Graph, planned: Collection[PlannedStage], *, force: Collection[str], display: Display
+        self,
+        root: Path,
+        graph: Graph,
+        planned: Collection[PlannedStage],
+        *,
+        force: Collection[str],
+        display: Display,
+        stopping: threading.Event | None = None,
     ) -> None:
         """Prepare.
 
@@ -46,12 +53,13 @@ class StageRunner:
             planned: those of this run, as `tasks.graph.plan` gave them.
             force: stages to execute whatever their state.
             display: whoever watches.
+            stopping: set by whoever wants the run to stop.
         """
         self.root, self.graph, self.display = root, graph, display
         self.planned = {stage.name: stage for stage in planned}
         self.results: dict[str, StageResult] = {}
         self.failures: dict[str, Failure] = {}
-        self.stopping = threading.Event()
+        self.stopping = stopping or threading.Event()
         self._force = set(force)
         self._slots = Slots(root)
         self._needs = stage_needs(root, graph, gpus=self._slots.gpu)
@@ -135,27 +143,6 @@ class StageRunner:
 
     def _upstream(self, name: str) -> frozenset[str]:
         return self.graph.stages[name].upstream & frozenset(self.planned)
-
-
-class LiveRun:
-    """Whether the stage whose live rows are being recorded has finished."""
-
-    finished = False
-
-
-@contextmanager
-def recorded_live(root: Path, name: str) -> Iterator[LiveRun]:
-    """Copy the stage's live rows into its MLflow run, from a thread, for the length of the block."""
-    from tasks.live_run import end_live, follow_live
-
-    state, over, since = LiveRun(), threading.Event(), time.time() - 1
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"live-{name}") as pool:
-        run = pool.submit(follow_live, root, name, stop=over.is_set, since=since)
-        try:
-            yield state
-        finally:
-            over.set()
-            end_live(root, run.result(), finished=state.finished)
 
 
 def stage_task(name: str, runner: StageRunner) -> Task[[], Any]:

@@ -15,7 +15,7 @@ from tasks.params_advice import advise
 from tasks.timings import read_timing
 
 if TYPE_CHECKING:
-    from flows.retrain import Outcome
+    from flows.outcome import Outcome
 
 METRICS = Path("data/metrics")
 SAMPLES = Path("data/samples")

@@ -6,7 +6,7 @@ RATCHET_KEY; without that variable (a recipe called from a test or a notebook) n
 State of another key is never read.
 """
 
-import hashlib
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf import checkpoint_file
+from rlhf.checkpoint_file import Origin
 from rlhf.checkpoint_key import ROUNDING
+from rlhf.errors import StageFailed
 
 KEY_VARIABLE = "RATCHET_KEY"
 SETTINGS_VARIABLE = "RATCHET_ROUNDING_SETTINGS"
@@ -35,9 +38,10 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one stage under the current key.
 
-    Every file is written beside its place, flushed to disk and renamed; its name carries the hash of its bytes, so a
-    torn file is recognised and the one before it is used. Each of W ranks holds its own part of the optimizer's state
-    and has files of its own, below `ranks-W/`; a step counts only where all of them have it.
+    A file that is torn, foreign or of an older version of this project is passed over (`checkpoint_file`), and the one
+    before it is used. Each of W ranks holds its own part of the optimizer's state and has files of its own, below
+    `ranks-W/`; a step counts only where all of them have it. On disk there are at most `KEPT` files for each key and
+    rank, and one more while it is written.
     """
 
     def __init__(self, stage: str, every_seconds: float | None = None) -> None:
@@ -48,7 +52,7 @@ class Checkpoints:
             every_seconds: `due()` turns true this long after the last save, seconds; None means the environment's
                 RATCHET_CHECKPOINT_SECONDS, or 30.
         """
-        key = os.environ.get(KEY_VARIABLE)
+        self.stage, key = stage, os.environ.get(KEY_VARIABLE)
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.root = FOLDER / stage / key if key else None
         self.folder = self.root and _rank_folder(self.root, self.world, self.rank)
@@ -56,39 +60,40 @@ class Checkpoints:
         told = os.environ.get(EVERY_VARIABLE, EVERY_SECONDS)
         self.every_seconds = float(told) if every_seconds is None else every_seconds
         self._last, self._pause = time.monotonic(), self.every_seconds
+        self._passed_over = set[Path]()
 
     def due(self) -> bool:
         """Whether enough time has passed since the last save (or since the start)."""
         return self.folder is not None and time.monotonic() - self._last >= self._pause
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint of `step`."""
-        if self.folder is None:
-            return
-        import torch
+        """Write `state` (nested dicts and lists of tensors, numbers and strings) as the checkpoint of `step`.
 
+        Raises:
+            StageFailed: it cannot be written; the checkpoints before it are kept.
+        """
+        if self.root is None or self.folder is None:
+            return
         started = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{step:09d}.tmp"
         try:
-            with temporary.open("w+b") as stream:
-                torch.save({"state": dict(state), "settings": self.settings}, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-                stream.seek(0)
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-            os.replace(temporary, self.folder / f"{step:09d}-{digest}.pt")
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(self.folder)
-        for old in _files(self.folder)[KEPT:]:
+            origin = self._origin(self.world, self.rank)
+            written = checkpoint_file.write(self.folder, origin, step, state, self.settings)
+        except OSError as error:
+            raise StageFailed(
+                f"{self.folder}: the checkpoint of step {step} cannot be written ({error.strerror}); the one before it "
+                "is kept, so free space (`ratchet clean` lists what can go) and run again to go on from there"
+            ) from error
+        self._passed_over.discard(written)
+        found = checkpoint_file.files(self.folder)
+        earlier = [file for file in found if checkpoint_file.step_of(file) < step and file not in self._passed_over]
+        for old in set(found) - {written, *earlier[: KEPT - 1]}:
             old.unlink(missing_ok=True)
         self._last = time.monotonic()
         if self.every_seconds:
             self._pause = max(self.every_seconds, (self._last - started) / SHARE)
 
     def load(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint that every rank has intact; a torn one is reported in the log and passed over.
+        """Read the newest checkpoint that every rank has intact; what cannot be used is named in the log.
 
         A checkpoint of another number of ranks is put together and cut anew: the same numbers, in other hands.
 
@@ -101,16 +106,19 @@ class Checkpoints:
         if found is None:
             return None
         step, world = found
+        # What this rank alone has of a later step must not push out, at the next save, what all of them have.
+        later = checkpoint_file.files(_rank_folder(self.root, self.world, self.rank))
+        self._passed_over.update(file for file in later if checkpoint_file.step_of(file) > step)
         ranks = [self.rank] if world == self.world else range(world)
-        files = [_file_of(_rank_folder(self.root, world, rank), step) for rank in ranks]
-        saved = [_read(file) for file in files]
+        saved = [checkpoint_file.read(self._file(world, rank, step)) for rank in ranks]
+        states, settings = [state for state, _ in saved], saved[0][1]
         if world == self.world:
             log.info("resuming from the checkpoint of step %d", step)
         else:
             log.info("resuming from the checkpoint of step %d, which %d rank(s) wrote, on %d", step, world, self.world)
             log.info("answers that are sampled from here on will be others, since random numbers belong to ranks")
-        _tell_changes(saved[0]["settings"], self.settings)
-        return merge_ranks([one["state"] for one in saved], self.world) if world != self.world else saved[0]["state"]
+        _tell_changes(settings, self.settings)
+        return merge_ranks(states, self.world) if world != self.world else states[0]
 
     def found(self, path: Path | None) -> Path | None:
         """Something else that was kept in `folder`, wherever it lies if another number of ranks has left it.
@@ -130,15 +138,40 @@ class Checkpoints:
             from rlhf import distributed
 
             distributed.barrier()
-        shutil.rmtree(self.root, ignore_errors=True)
+        # At once: half a folder could hold a checkpoint that speaks of a finished model which has gone already.
+        gone = self.root.with_name(f".{self.root.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # there was none, or another rank was quicker
+            self.root.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _origin(self, world: int, rank: int) -> Origin:
+        assert self.root is not None
+        return Origin(stage=self.stage, key=self.root.name, world=world, rank=rank)
+
+    def _file(self, world: int, rank: int, step: int) -> Path:
+        assert self.root is not None
+        found = set(checkpoint_file.files(_rank_folder(self.root, world, rank))) - self._passed_over
+        return next(file for file in found if checkpoint_file.step_of(file) == step)
+
+    def _steps(self, world: int, rank: int, *, verify: bool) -> set[int]:
+        """Steps of the checkpoints of a rank; with `verify` those that can be used."""
+        assert self.root is not None
+        steps, origin = set(), self._origin(world, rank)
+        for file in checkpoint_file.files(_rank_folder(self.root, world, rank)):
+            if not verify or checkpoint_file.usable(file, origin):
+                steps.add(checkpoint_file.step_of(file))
+            else:
+                self._passed_over.add(file)
+        return steps
 
     def _agreed(self) -> tuple[int, int] | None:
         """Newest step that all ranks can read, and the number of ranks that wrote it."""
         assert self.root is not None
-        mine = {(step, self.world) for step in _steps(_rank_folder(self.root, self.world, self.rank), verify=True)}
+        mine = {(step, self.world) for step in self._steps(self.world, self.rank, verify=True)}
         for world in _worlds(self.root) - {self.world}:
             # One rank looks at the bytes, which are the same for all; the others see whether the files are there.
-            sets = [_steps(_rank_folder(self.root, world, rank), verify=self.rank == 0) for rank in range(world)]
+            sets = [self._steps(world, rank, verify=self.rank == 0) for rank in range(world)]
             mine |= {(step, world) for step in set.intersection(*sets)}
         common = mine
         if self.world > 1:
@@ -184,41 +217,18 @@ def _rank_folder(root: Path, world: int, rank: int) -> Path:
 
 def _worlds(root: Path) -> set[int]:
     """Numbers of ranks that have left checkpoints."""
-    return {1, *(int(folder.name.partition("-")[2]) for folder in root.glob("ranks-[0-9]*"))}
+    named = (folder.name.partition("-")[2] for folder in root.glob("ranks-[1-9]*"))
+    return {1, *(int(number) for number in named if number.isdecimal())}
 
 
-def _files(folder: Path) -> list[Path]:
-    """Whole checkpoint files, newest step first."""
-    return sorted(folder.glob("[0-9]*.pt"), reverse=True)
+def disk_use(folder: Path = FOLDER) -> dict[str, int]:
+    """Bytes that the checkpoints of each stage take, by stage.
 
-
-def _file_of(folder: Path, step: int) -> Path:
-    return next(file for file in _files(folder) if _step_of(file) == step)
-
-
-def _step_of(file: Path) -> int:
-    return int(file.stem.partition("-")[0])
-
-
-def _steps(folder: Path, *, verify: bool) -> set[int]:
-    """Steps of the checkpoints in a folder, without those that are torn."""
-    return {_step_of(file) for file in _files(folder) if not verify or _intact(file)}
-
-
-def _intact(file: Path) -> bool:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-    if digest != file.stem.partition("-")[2]:
-        log.warning("checkpoint %s is torn or was changed; using the one before it", file.name)
-        return False
-    return True
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A checkpoint whose tensors stay on disk until they are looked at."""
-    import torch
-
-    return dict(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+    Args:
+        folder: of all checkpoints: `PROJECT/.ratchet/tmp/checkpoints`.
+    """
+    stages = sorted(stage for stage in folder.glob("*") if stage.is_dir())
+    return {stage.name: sum(file.lstat().st_size for file in stage.rglob("*") if file.is_file()) for stage in stages}
 
 
 def prune(stage: str, key: str, keep: int = 2) -> None:
@@ -226,18 +236,11 @@ def prune(stage: str, key: str, keep: int = 2) -> None:
     folder = FOLDER / stage
     if not folder.is_dir():
         return
+    for left in folder.glob(".*"):  # what a process that was killed had begun to remove
+        shutil.rmtree(left, ignore_errors=True)
     others = sorted((path for path in folder.iterdir() if path.name != key), key=lambda path: path.stat().st_mtime)
     for path in others[: max(0, len(others) - (keep - 1))]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: the directory entry itself has to reach the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def rng_state() -> dict[str, Any]:

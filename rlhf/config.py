@@ -1,8 +1,12 @@
 """Loading one section of `params.yaml` into the frozen dataclass of its recipe, with errors that name the cure."""
 
+import copy
 import dataclasses
 import difflib
+import functools
 import re
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +19,13 @@ from rlhf.errors import BadInput
 
 T = TypeVar("T")
 
+_SHORT = reprlib.Repr()
+"""How values are shown in messages: a few aliases of YAML can stand for a list of millions."""
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 80, 80, 3
+
+LARGEST = sys.float_info.max
+MOST_NAMED = 24
+"""Keys that a message lists."""
 LAUNCH_KEYS = ("threads", "launch")
 """Keys that every stage section has and that the launcher, not the recipe, reads."""
 
@@ -60,20 +71,45 @@ def read_params(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    loader = Loader(text)
-    loader.name = path.name
-    try:
-        params = loader.get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path.name}:{mark.line + 1}" if mark else path.name
-        raise BadInput(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
-    finally:
-        loader.dispose()
+    params = parse(text, file=path.name)
     if not isinstance(params, dict):
         got = "is empty" if params is None else f"holds a {type(params).__name__}"
         raise BadInput(f"{path.name}: {got}, wanted one section per stage; see profiles/default.yaml")
     return params
+
+
+def parse(text: str, *, file: str) -> Any:
+    """Read YAML with `Loader`.
+
+    Args:
+        text: the whole file.
+        file: what messages call it.
+
+    Raises:
+        BadInput: it is not valid YAML, a key stands twice, or a value cannot be built.
+    """
+    try:
+        return copy.deepcopy(_parsed(text, file))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise BadInput(f"{where}: not valid YAML ({problem}); mend that line") from error
+    except RecursionError as error:
+        raise BadInput(f"{file}: brackets or blocks that are nested too deeply; mend the file") from error
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:  # a date or a number beyond bounds
+        raise BadInput(f"{file}: a value that cannot be read ({str(error).partition(';')[0]}); mend it") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(text: str, file: str) -> Any:
+    """What `parse` returns, made once: a command reads the same files several times, 50 ms each."""
+    loader = Loader(text)
+    loader.name = file
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def load_section(params: Mapping[str, Any], section: str, cls: type[T], *, file: str = "params.yaml") -> T:
@@ -110,7 +146,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str, prefix: str) -
             raise BadInput(f"{where}{prefix}{key} is refused: {refused[key]}")
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known keys are {', '.join(names)}"
+            known = ", ".join(names) if len(names) <= MOST_NAMED else "in profiles/default.yaml"
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known keys are {known}"
             raise BadInput(f"{where}unknown key {prefix}{key}{hint}")
     given = [name for name in names if name in values]
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is one
@@ -145,7 +182,7 @@ def _field(value: Any, wanted: Any, where: str, name: str) -> Any:
 
 
 def _show(value: Any) -> str:
-    return "empty" if value is None else f"{value!r} (a {type(value).__name__})"
+    return "empty" if value is None else f"{_SHORT.repr(value)} (a {type(value).__name__})"
 
 
 def _convert(value: Any, wanted: Any, where: str) -> Any:
@@ -181,6 +218,8 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
 def _scalar(value: Any, wanted: Any, where: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted is float and is_number:
+        if not -LARGEST <= value <= LARGEST:  # also true for NaN
+            raise BadInput(f"{where} is {_show(value)}, wanted a number that is finite")
         return float(value)
     if wanted is int and is_number and not isinstance(value, float):
         return value

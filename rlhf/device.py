@@ -36,20 +36,24 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def make_reproducible(seed: int) -> None:
+def make_reproducible(seed: int, *, deterministic: bool = True) -> None:
     """Seed every generator in use and choose deterministic kernels, so that one seed gives one result.
 
     Args:
         seed: any whole number; the same on every rank, since it also initialises weights.
+        deterministic: False lets a GPU take faster kernels whose sums come in any order, and try out which are fastest;
+            a CPU computes the same either way.
     """
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     # cuBLAS reads this when it starts; without it the deterministic mode refuses every matrix product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    free = not deterministic and torch.cuda.is_available()
     # Some attention backwards have no deterministic GPU kernel: warn there instead of refusing to train.
     # As torch.use_deterministic_algorithms, which also loads the compiler to tell it so.
-    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
+    torch.set_deterministic_debug_mode("default" if free else "warn" if torch.cuda.is_available() else "error")
+    torch.backends.cudnn.benchmark = free
     # The same flag would also fill every new tensor, which costs time and guards only against bugs elsewhere.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = False

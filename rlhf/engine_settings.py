@@ -26,6 +26,9 @@ class EngineSettings:
     """How long a rank waits for the others before the stage fails, seconds, above 0."""
     matmul: str = "native"
     """What multiplies fp32 matrices on a CPU: "native" (torch's default) or "onednn"."""
+    deterministic: bool = True
+    """Whether a GPU computes equal bits from equal inputs; false lets it take faster kernels whose sums come in any
+    order. A CPU computes the same either way."""
     optimizer: str = "adamw"
     """"adamw", or "adamw_8bit" (its state in 8 bits; a GPU and the package bitsandbytes)."""
     attention: str = "auto"

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.adapters import FOLDER, merged, save_adapter
 from rlhf.models import save_policy
+from rlhf.outputs import folder_writer
 
 
 def export_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -14,7 +15,8 @@ def export_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, f
     Args:
         policy: with whole weights; stays as it is.
         tokenizer: written beside it.
-        folder: to write to.
+        folder: to replace, once all is written.
     """
-    save_policy(merged(policy), tokenizer, folder)
-    save_adapter(policy, folder / FOLDER)
+    with folder_writer(folder) as temporary:
+        save_policy(merged(policy), tokenizer, temporary)
+        save_adapter(policy, temporary / FOLDER)

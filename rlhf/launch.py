@@ -224,6 +224,18 @@ def begin(request: Request, params: Mapping[str, Any], arguments: Sequence[str])
     return verdict.exit_code
 
 
+def keep_environment(request: Request) -> None:
+    """Note what the finished stage was computed on; a stage that succeeded never fails by this."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from rlhf.environment_record import write_record
+
+    try:
+        write_record(request.stage, request.paths.values(), key=os.environ.get(KEY_VARIABLE, ""))
+    except Exception as error:  # whatever it is, the stage has succeeded
+        log.warning("what %s was computed on could not be kept: %s", request.stage, error)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a stage from its command line and return its exit code; becomes another process on the first call."""
     stage = arguments[0] if arguments else "?"
@@ -235,6 +247,7 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get(LAUNCHED) != "1":
             return begin(request, params, arguments)
         call(request, params)
+        keep_environment(request)
     except Exception as error:  # the last door: whatever it is, the stage fails with one sentence
         return explain(stage, error, section)
     return 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -16,11 +15,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from rlhf import matmul
 from rlhf.errors import BadInput
+from rlhf.model_claims import check_claims
+from rlhf.model_files import check_model_folder, refuse_traps
 from rlhf.tokenizer import stop_ids
+from rlhf.writing import writing
 
 DROPOUT_FIELDS = (
     "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "hidden_dropout_prob",
@@ -102,6 +105,7 @@ def load_pretrained(
     _hush()
     if revision is None:
         check_model_folder(Path(folder))
+        check_claims(Path(folder))
     try:
         model, info = auto_class.from_pretrained(
             str(folder),
@@ -113,11 +117,17 @@ def load_pretrained(
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # every model family checks its settings in its own way
         reason = " ".join(str(error).split())[:300]
         if "ignore_mismatched_sizes" in reason:
             reason = "config.json does not fit the shapes of the weights"
+        if isinstance(error, (TypeError, AttributeError, KeyError, IndexError)):
+            reason = "a setting in config.json or generation_config.json is of the wrong kind"
         raise BadInput(f"{folder}: the model cannot be loaded ({reason}); wanted a config and safetensors") from error
+    if revision is not None and (config := cached_file(str(folder), "config.json", revision=revision)):
+        refuse_traps(Path(config).parent)  # the snapshot in the cache, which other programs write to as well
     missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in may_miss))
     if missing:
         raise BadInput(
@@ -126,23 +136,6 @@ def load_pretrained(
         )
     remove_dropout(model)
     return cast(PreTrainedModel, matmul.adopt(model.to(device).eval()))
-
-
-def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is not a model: no config, no weights, or weights only as pickle files.
-
-    Raises:
-        BadInput: naming what is absent.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such model folder; add one with `ratchet ingest --model DIR --as NAME`")
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder}: no config.json in this model folder; wanted a folder in Hugging Face format")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    found = f"only pickle files ({', '.join(pickled[:3])}), which may run code when read" if pickled else "no weights"
-    raise BadInput(f"{folder}: {found}; wanted model.safetensors, so save the model with safe serialization")
 
 
 def remove_dropout(model: nn.Module) -> None:
@@ -234,14 +227,19 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights, config and tokenizer, without the traces that loading leaves in them."""
+    """Write weights, config and tokenizer, without the traces that loading leaves in them.
+
+    Raises:
+        OSError: naming the folder or a file in it, where the disk is full.
+    """
     _hush()
     folder.mkdir(parents=True, exist_ok=True)
     model.config._name_or_path = ""
     for trace in ("is_local", "local_files_only", "name_or_path"):
         tokenizer.init_kwargs.pop(trace, None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _hush() -> None:

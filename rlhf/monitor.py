@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf.checkpoint import KEY_VARIABLE
-from rlhf.outputs import write_csv
+from rlhf.outputs import atomic_writer, write_csv
+from rlhf.writing import writing
 
 FOLDER = Path(".ratchet/tmp/live")
 LOG_EVERY_SECONDS = 5.0
@@ -47,10 +48,9 @@ class Monitor:
         self.rows.append(row)
         now = time.monotonic()
         if self._file is not None:
-            if len(self.rows) == 1:
-                self._file.write_text("")  # rows of an attempt that left no checkpoint
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({**row, "time": time.time(), "total": self.total}) + "\n")
+            # The first row replaces those of an attempt that left no checkpoint.
+            with writing(self._file), self._file.open("w" if len(self.rows) == 1 else "a", encoding="utf-8") as stream:
+                stream.write(self._live(row))
         if now - self._logged >= LOG_EVERY_SECONDS or step >= self.total:
             self._logged = now
             done = max(step - self._first_step, 1)
@@ -64,9 +64,14 @@ class Monitor:
         self._first_step = int(self.rows[-1]["step"]) if self.rows else 0
         if self._file is not None and self._file.is_file():
             lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
-            temporary = self._file.with_suffix(".tmp")
-            temporary.write_text("".join(lines[: len(self.rows)]), encoding="utf-8")
-            os.replace(temporary, self._file)
+            kept = [line for line in lines[: len(self.rows)] if line.endswith("\n")]
+            # A machine that lost its power may have kept the checkpoint and lost rows: they get today's clock.
+            lost = [self._live(row) for row in self.rows[len(kept) :]]
+            with atomic_writer(self._file) as stream:
+                stream.writelines([*kept, *lost])
+
+    def _live(self, row: Mapping[str, float]) -> str:
+        return json.dumps({**row, "time": time.time(), "total": self.total}) + "\n"
 
     def write_curve(self, path: Path) -> None:
         """Write all rows as the CSV that `dvc plots` shows."""

@@ -4,9 +4,11 @@ All writes go to a neighbour file first and are renamed into place, so that a re
 """
 
 import csv
+import glob
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlhf.errors import BadInput
+from rlhf.writing import writing
 
 SIGNIFICANT_DIGITS = 6
 """Metrics and curves are rounded to this many significant digits: enough to compare, short enough to read."""
@@ -23,26 +26,74 @@ SIGNIFICANT_DIGITS = 6
 def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of `path` for writing and rename it over `path` when the block succeeds.
 
+    Neighbours that processes left which were killed while they wrote are removed.
+
     Args:
         path: the file to replace; its folder is created when missing.
         mode: "w" (UTF-8 text with bare newlines) or "wb".
 
     Yields:
         The open temporary file. When the block raises, `path` stays as it was.
+
+    Raises:
+        OSError: with `path` as its `filename`, where the system refuses to write.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    _remove_abandoned(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}-", dir=path.parent)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with os.fdopen(handle, mode, **text) as stream:  # type: ignore[call-overload]
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        with writing(path):
+            with os.fdopen(handle, mode, **text) as stream:  # type: ignore[call-overload]
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def folder_writer(folder: Path) -> Iterator[Path]:
+    """Fill a temporary neighbour of `folder` and put it in its place when the block succeeds.
+
+    Args:
+        folder: to replace, with all that is in it.
+
+    Yields:
+        The temporary folder. When the block raises, `folder` stays as it was.
+
+    Raises:
+        OSError: with a path as its `filename`, where the system refuses to write.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}-", dir=folder.parent))
+    try:
+        with writing(folder, through=temporary):
+            yield temporary
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that are gone left beside a file; the number in a name is that of its process."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+        number = left.name.removeprefix(f".{path.name}.").partition("-")[0]
+        if number.isdigit():
+            try:
+                os.kill(int(number), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            except (PermissionError, OverflowError):  # somebody else's process; no process's number
+                pass
 
 
 def rounded(value: Any) -> Any:

@@ -85,8 +85,11 @@ class RewardModel(nn.Module):
         path = folder / SETTINGS_FILE
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
-            pooling, scale, mean, std = (settings[key] for key in ("pooling", "scale", "mean", "std"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            pooling, *numbers = (settings[key] for key in ("pooling", "scale", "mean", "std"))
+            scale, mean, std = map(float, numbers)
+            if pooling not in POOLINGS or not math.isfinite(mean) or not (0 < scale < math.inf and 0 < std < math.inf):
+                raise ValueError(f"pooling {pooling}, scale {scale}, mean {mean}, std {std}")
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise BadInput(
                 f"{path}: cannot be read as the settings of a reward model ({error!r}); wanted pooling, scale, mean "
                 "and std, so run the stage that writes this folder again"
@@ -94,7 +97,7 @@ class RewardModel(nn.Module):
         trunk = load_pretrained(
             AutoModelForTokenClassification, folder, device=device, revision=None, may_miss=(), num_labels=1
         )
-        return cls(trunk, pooling=pooling, scale=float(scale), mean=float(mean), std=float(std)).to(device).eval()
+        return cls(trunk, pooling=pooling, scale=scale, mean=mean, std=std).to(device).eval()
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a folder that plain AutoModelForTokenClassification loads too; `reward.json` holds the rest."""

@@ -14,6 +14,7 @@ from rlhf import distributed
 from rlhf.adapters import Lora
 from rlhf.batches import plan_run
 from rlhf.checkpoint import Checkpoints, rng_state, set_rng_state
+from rlhf.checkpoint_file import sync_tree
 from rlhf.device import autocast, choose_device, generator, make_reproducible
 from rlhf.engine import Engine, prepare
 from rlhf.errors import BadInput
@@ -29,6 +30,7 @@ from rlhf.row_views import View
 from rlhf.schedules import cosine
 from rlhf.streams import random_source
 from rlhf.tokenizer import pad_of
+from rlhf.writing import writing
 
 CURVE_ROWS = 200
 """Rows of a member's curve, about."""
@@ -117,7 +119,7 @@ def train_member(work: Work, member: int, state: Mapping[str, Any] | None) -> tu
     """
     config = work.config
     if member:
-        make_reproducible(member_seed(work.seed, member))
+        make_reproducible(member_seed(work.seed, member), deterministic=config.engine.deterministic)
     model = RewardModel.from_policy(work.sft, pooling=config.pooling, scale=config.scale, device=choose_device())
     if config.lora_rank:
         model.adapt(Lora(config.lora_rank, config.lora_alpha), seed=member_seed(work.seed, member))
@@ -164,7 +166,9 @@ def keep_member(work: Work, model: RewardModel, member: int) -> None:
     """
     folder = kept_member(work.checkpoints, member)
     if folder is not None:
-        model.save(folder, work.tokenizer)
+        with writing(folder):
+            model.save(folder, work.tokenizer)
+            sync_tree(folder)  # the checkpoint that speaks of it is on the disk before the system may get round to this
         begins = {"member": member + 1, "done": 0, "engine": None, "rows": work.monitor.rows}
         updates = len(work.plan(member)[1])
         work.checkpoints.save((member + 1) * (updates + 1), begins)

@@ -14,7 +14,7 @@ from rlhf.errors import BadInput, StageFailed
 from rlhf.rank_notes import FOLDER_VARIABLE, Kind, is_rank, leave_note
 
 FAILURES = Path(".ratchet/tmp/failures")
-STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def explain(stage: str, error: Exception, section: Any) -> int:

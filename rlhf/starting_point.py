@@ -11,6 +11,9 @@ from rlhf.errors import BadInput
 from rlhf.models import build_policy, fit_vocabulary, load_policy
 from rlhf.tokenizer import load_tokenizer, train_tokenizer
 
+MOVING = ("main", "master", "head", "latest", "")
+"""Names of branches, which stand for other weights tomorrow."""
+
 
 class Size(NamedTuple):
     """Shape of a model that is built from scratch; see `models.build_policy`."""
@@ -52,6 +55,8 @@ def from_base(
     Raises:
         BadInput: no such folder, or it is not a model that can be loaded safely.
     """
+    if revision is not None and revision.strip().lower() in MOVING:
+        raise BadInput(f"{name}: sft.revision is {revision!r}, which moves; set it to a commit of this Hugging Face id")
     place: Path | str = name
     if revision is None:
         place = base / name.rpartition("/")[2]

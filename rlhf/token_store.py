@@ -70,10 +70,14 @@ class TokenRows(Sequence[T]):
             make: from numbers to an example.
 
         Raises:
-            OSError: there is no whole store.
+            OSError: there is no store.
+            ValueError: a file of it is not as long as it was written: the machine lost its power.
         """
         self._make = make
-        self.counts: dict[str, int] = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+        told = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+        self.counts: dict[str, int] = told["counts"]
+        if told["bytes"] != _sizes(folder):
+            raise ValueError("its files are not as long as they were written")
         self._ids, self._ends, self._lists, self._values, self._value_ends = (
             _mapped(folder / name, kind) for name, kind in FILES.items()
         )
@@ -174,11 +178,15 @@ def _key(tokenizer: PreTrainedTokenizerBase, records: Sequence[Any], settings: S
 
 
 def _open(folder: Path, make: Callable[[Coded], Any]) -> TokenRows[Any] | None:
-    """A store, or None where there is none; a folder gets its name when it is whole."""
+    """A store, or None where there is none; one that is broken goes, so that it is made again."""
     try:
         rows = TokenRows(folder, make)
         os.utime(folder)
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not folder.is_dir():
+            return None
+        log.warning("%s cannot be read (%s); encoding again", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
         return None
     log.debug("token ids of %s", folder)
     return rows
@@ -234,7 +242,15 @@ def _fill(folder: Path, coded: Callable[[Counter[str]], Iterator[Coded]]) -> Non
     finally:
         for stream in streams.values():
             stream.close()
-    (folder / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+    with (folder / COUNTS).open("w", encoding="utf-8") as told:
+        json.dump({"counts": counts, "bytes": _sizes(folder)}, told)
+        told.flush()
+        os.fsync(told.fileno())
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files of a store."""
+    return {name: (folder / name).stat().st_size for name in FILES}
 
 
 def _mapped(file: Path, kind: Any) -> Any:

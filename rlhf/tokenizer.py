@@ -36,6 +36,10 @@ PLAIN_TEMPLATE = (
 """For base models without a template. It ends in a newline, which no BPE merges with the first word of a response."""
 
 
+TRIAL = ({"role": "user", "content": "Hello"},)
+"""A conversation that every chat template must be able to write."""
+
+
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer; the same texts in the same order give the same tokenizer.
 
@@ -95,6 +99,8 @@ def load_tokenizer(folder: Path | str, *, revision: str | None = None) -> PreTra
         )
     except Exception as error:  # the parser of tokenizer.json raises nothing more specific
         reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, (TypeError, AttributeError, KeyError, IndexError)):
+            reason = "a setting in tokenizer.json or tokenizer_config.json is of the wrong kind"
         raise BadInput(f"{folder}: the tokenizer cannot be loaded ({reason}); give a folder that holds one") from error
     if tokenizer.eos_token_id is None:
         raise BadInput(f"{folder}: the tokenizer has no end-of-text token, so no response could end; set eos_token")
@@ -102,14 +108,38 @@ def load_tokenizer(folder: Path | str, *, revision: str | None = None) -> PreTra
         tokenizer.add_special_tokens({"pad_token": PAD})
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    try:
+        trial = encode_prompt(tokenizer, TRIAL)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:  # settings that only its use reads
+        raise BadInput(
+            f"{folder}: the tokenizer cannot encode a text (a setting in tokenizer_config.json is of the wrong kind); "
+            "save it again"
+        ) from error
+    if not trial:
+        raise BadInput(f"{folder}: the chat template makes nothing of a conversation; mend it, or remove it")
     return tokenizer
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Token ids of a conversation up to the place where the assistant's response begins."""
     safe = [{"role": message["role"], "content": disarm(tokenizer, message["content"])} for message in messages]
-    text = tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
-    return _ids(tokenizer, str(text))
+    return _ids(tokenizer, str(_templated(tokenizer, safe)))
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, conversations: list[Any]) -> Any:
+    """One conversation, or a list of them, written out by the chat template.
+
+    Raises:
+        BadInput: the template cannot be read, or refuses a conversation (some want no system message).
+    """
+    try:
+        return tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(
+            f"{tokenizer.name_or_path or 'the tokenizer'}: its chat template fails ({reason}); mend "
+            "chat_template.jinja, or leave out the records that it refuses"
+        ) from error
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -131,8 +161,7 @@ def encode_prompts(
     ]
     if not safe:
         return []
-    texts = tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
-    return _all_ids(tokenizer, [str(text) for text in texts])
+    return _all_ids(tokenizer, [str(text) for text in _templated(tokenizer, safe)])
 
 
 def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -5,56 +5,19 @@ question is answered here from DVC's index: read-only, without a lock, in one pr
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-Action = Literal["run", "maybe", "restore", "cached"]
-"""run: will be executed. maybe: depends on what a stage before it produces. restore: DVC has the outputs of exactly
-these inputs and will put them back. cached: nothing to do."""
+from tasks.cache_check import CacheCheck, Damage
+from tasks.planned_stage import Action, PlannedStage, Reason
 
 _Content: TypeAlias = tuple[Any, Any]
 """DVC's meta data and hash of a file or folder; the run-cache's key needs both."""
 
 SHORT = 7
 """Characters of a hash that are shown."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reason:
-    """One difference between a stage's record and the present."""
-
-    kind: Literal["new", "command", "dependency", "parameter", "output", "upstream", "always", "forced", "frozen"]
-    name: str
-    """Path, parameter or stage that differs."""
-    old: str | None = None
-    new: str | None = None
-
-    def __str__(self) -> str:
-        """Write the reason for a person."""
-        change = f"{self.old if self.old is not None else 'absent'} -> {self.new if self.new is not None else 'absent'}"
-        return {
-            "new": "has never run",
-            "command": "its command in dvc.yaml changed",
-            "dependency": f"{self.name} changed ({change})",
-            "parameter": f"parameter {self.name} changed ({change})",
-            "output": f"output {self.name} is {self.new}",
-            "upstream": f"runs if {self.name} of {self.new} changes",
-            "always": "runs every time (always_changed in dvc.yaml)",
-            "forced": "asked for by --force",
-            "frozen": "is frozen in dvc.yaml, so its dependencies are not looked at",
-        }[self.kind]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedStage:
-    """What would happen to one stage, and why."""
-
-    name: str
-    action: Action
-    reasons: tuple[Reason, ...] = ()
 
 
 class Inspector:
@@ -71,6 +34,7 @@ class Inspector:
         self._producer: dict[str, str] = {}  # output path -> stage that makes it
         self._actions: dict[str, Action] = {}
         self._restored: dict[str, _Content] = {}  # output path -> what the run-cache will put there
+        self._cache = CacheCheck(root)
 
     def inspect(self, name: str, stage: Any, *, force: bool = False) -> PlannedStage:
         """Decide about one stage; every stage before it must have been inspected.
@@ -89,6 +53,16 @@ class Inspector:
     def path(self, item: Any) -> str:
         """Return the path of a dependency or output from the root."""
         return os.path.relpath(item.fs_path, self._root)
+
+    def close(self) -> None:
+        """Keep what was found intact in the cache."""
+        self._cache.remember()
+
+    def damage(self, stage: Any) -> list[Damage]:
+        """Return what is wrong in the cache with the outputs that DVC's object of a stage names."""
+        outs = [out for out in stage.outs if out.use_cache and out.hash_info]
+        found = (self._cache.damage(self.path(out), str(out.hash_info.value)) for out in outs)
+        return [damage for damage in found if damage is not None]
 
     def unsettled(self, path: str) -> tuple[str, str] | None:
         """Return (output, stage) when what will lie at `path` is not known yet."""
@@ -119,34 +93,48 @@ class Inspector:
             return PlannedStage(name=name, action="run", reasons=tuple(certain))
         if view.waits_for:
             outs = view.output_reasons
-            lost = bool(outs) and not self._can_restore(view, use_lock=True)
+            held, damage = self._can_restore(view, use_lock=True)
+            lost = (bool(outs) or bool(damage)) and not held
             action: Action = "run" if certain or lost else "maybe"
-            return PlannedStage(name=name, action=action, reasons=(*certain, *outs, *view.waits_for))
-        reasons = (*certain, *view.output_reasons)
-        if not reasons:
-            return PlannedStage(name=name, action="cached")
-        if self._can_restore(view, use_lock=not certain):
-            return PlannedStage(name=name, action="restore", reasons=reasons)
-        return PlannedStage(name=name, action="run", reasons=reasons)
+            reasons = (*certain, *outs, *_told(damage), *view.waits_for)
+            return PlannedStage(name=name, action=action, reasons=reasons, damage=tuple(damage))
+        if certain or view.output_reasons:
+            restorable, damage = self._can_restore(view, use_lock=not certain)
+            reasons = (*certain, *view.output_reasons, *_told(damage))
+            action = "restore" if restorable else "run"
+            return PlannedStage(name=name, action=action, reasons=reasons, damage=tuple(damage))
+        return self._unchanged(name, view)
+
+    def _unchanged(self, name: str, view: "_View") -> PlannedStage:
+        """Decide about a stage of which only what the cache holds may have changed."""
+        damage = self.damage(view.stage)
+        if all(one.source == "work tree" for one in damage):
+            action: Action = "cached"
+        else:
+            action = "restore" if all(one.source for one in damage) else "run"
+        return PlannedStage(name=name, action=action, reasons=_told(damage), damage=tuple(damage))
 
     def _frozen(self, name: str, view: "_View") -> PlannedStage:
         note = (Reason(kind="frozen", name=name),)
         if view.output_reasons:
             return PlannedStage(name=name, action="run", reasons=(*view.output_reasons, *note))
+        if self.damage(view.stage):
+            return self._unchanged(name, view)
         stale = view.dependency_reasons or view.parameter_reasons or view.waits_for
         return PlannedStage(name=name, action="cached", reasons=note if stale else ())
 
-    def _can_restore(self, view: "_View", *, use_lock: bool) -> bool:
-        """Whether DVC holds every output for these inputs; remembers their hashes if so."""
+    def _can_restore(self, view: "_View", *, use_lock: bool) -> tuple[bool, list[Damage]]:
+        """Whether DVC holds every output for these inputs, or will once it is mended; remembers their hashes if so."""
         entry = view.lock_entry() if use_lock else view.run_cache_entry()
         if entry is None:
-            return False
+            return False, []
         held = view.as_recorded(entry)
-        if not held.outs_cached():
-            return False
+        damage = self.damage(held)
+        if not all(one.source for one in damage) or not (damage or held.outs_cached()):
+            return False, damage
         if not view.waits_for:
             self._restored.update({self.path(out): (out.meta, out.hash_info) for out in held.outs})
-        return True
+        return True, damage
 
 
 class _View:
@@ -205,11 +193,11 @@ class _View:
 
     @cached_property
     def output_reasons(self) -> list[Reason]:
-        """Outputs that are missing, changed by hand, or no longer in the cache."""
-        words = {"deleted": "missing", "modified": "not what the stage wrote", "not in cache": "not in DVC's cache"}
+        """Outputs that are missing or changed by hand."""
+        words = {"deleted": "missing", "modified": "not what the stage wrote"}
         reasons = []
         for out in self.stage.outs if not self.new else []:
-            for state in out.status().values():
+            for state in out.workspace_status().values():
                 word = words.get(state, state) if out.exists else "missing"
                 reasons.append(Reason(kind="output", name=self._inspector.path(out), new=word))
         return reasons
@@ -281,6 +269,11 @@ def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]
             yield from differences(f"{name}.{key}", old.get(key, _ABSENT), new.get(key, _ABSENT))
     elif old != new and not (isinstance(old, list | tuple) and isinstance(new, list | tuple) and [*old] == [*new]):
         yield name, old, new
+
+
+def _told(damage: Iterable[Damage]) -> tuple[Reason, ...]:
+    """Say what is wrong in the cache; an output that is nowhere at all is told by its absence in the work tree."""
+    return tuple(Reason(kind="output", name=one.path, new=str(one)) for one in damage if not one.nowhere)
 
 
 def _text(value: Any) -> str | None:

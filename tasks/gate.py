@@ -1,36 +1,30 @@
 """The gate: is the challenger better than the champion, on the same frozen test prompts?
 
-What was measured comes from the evaluation where that looked at the very weights in question, and is generated anew
-for every other version, on the same prompts, with the same decoding and judge.
+The method was chosen on dev prompts (`@challenger` is the evaluation's choice); here only test prompts count. See
+docs/gate.md for what is guaranteed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import BadInput, StageFailed
-from rlhf.outputs import atomic_writer, read_jsonl, write_jsonl
-from tasks.gate_answers import Request, as_json
-from tasks.gate_rules import Answer, Rule, RuleSpec, Verdict, apply_rules, measure, passes
+from rlhf.errors import BadInput
+from rlhf.evaluation.sample_size import detectable, prompts_for
+from rlhf.evaluation.statistics import win_points
+from tasks.gate_config import Gate
+from tasks.gate_evaluation import BASELINE, Evaluated, answers_of, load_evaluation
+from tasks.gate_looks import allowance, record_look
+from tasks.gate_measure import Answer, measure
+from tasks.gate_rules import WINS, Rule, RuleSpec, Slice, Verdict, apply_rules, outcome_of
+from tasks.gate_slices import measure_slices, rule_of
 from tasks.history import Move
-from tasks.lock_file import LockedStage, read_lock
-from tasks.process import run_supervised
 from tasks.registry import Version, challenger, champion, promote, version
-from tasks.registry_config import Gate, load_registry_config
-from tasks.settings import environment, tmp_dir
-from tasks.stage_outputs import EVALUATE, MODELS, matches_lock
-from tasks.weights import registered_weights
+from tasks.registry_config import load_registry_config
 
-__all__ = ["Decision", "Rule", "RuleSpec", "Verdict", "decide_and_promote", "judge_challenger"]
-
-ANSWERS = "data/evaluation/answers.jsonl"
-BASELINE = "sft"
+__all__ = ["Decision", "Rule", "RuleSpec", "Slice", "Verdict", "decide_and_promote", "judge_challenger"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,22 +39,24 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluated:
-    """The evaluation in the work tree, which the recorded one is."""
+class Comparison:
+    """Two models' answers under the rules, before anybody says who they are."""
 
-    locked: LockedStage
-    rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    """Policy -> prompt id -> row, on the test prompts."""
+    rules: tuple[Rule, ...]
+    slices: tuple[Slice, ...]
+    prompts: int
+    detectable: float | None
+    prompts_wanted: int | None
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """Parameters of the evaluation."""
-        found = self.locked.params.get(EVALUATE)
-        return found if isinstance(found, Mapping) else {}
-
-    def covers(self, stage: str, md5: str) -> bool:
-        """Tell whether these very weights were evaluated."""
-        return stage in self.rows and self.locked.deps.get(MODELS + stage) == md5
+    def sentence(self) -> str:
+        """What the rules come to."""
+        outcome = outcome_of(self.rules)
+        if outcome == "promote":
+            noted = [rule.sentence for rule in self.rules if not rule.ok]
+            return ("every rule that binds holds, but " if noted else "every rule holds") + "; ".join(noted)
+        finding = "fails" if outcome == "refuse" else "undecided"
+        return "; ".join(rule.sentence for rule in self.rules if rule.verdict == finding)
 
 
 def judge_challenger(root: Path, number: str | int | None = None) -> Verdict:
@@ -86,36 +82,42 @@ def judge_challenger(root: Path, number: str | int | None = None) -> Verdict:
             if holder.version == contender.version
             else (f"{contender.reference} has the same weights as the champion {holder.reference}")
         )
-        return _verdict(contender, holder, gate, promote=False, sentence=said)
+        return _unlooked(contender, holder, gate, promote=False, sentence=said)
     if holder is None and gate.first_champion == "any":
-        return _verdict(contender, None, gate, promote=True, sentence="there is no champion, and any may be the first")
+        return _unlooked(contender, None, gate, promote=True, sentence="there is no champion, and any may be the first")
     evaluated = load_evaluation(root)
-    ids = sorted(evaluated.rows[BASELINE])
-    ours = _answers(root, contender, evaluated, ids)
-    theirs = _of_rows(evaluated.rows[BASELINE], ids) if holder is None else _answers(root, holder, evaluated, ids)
+    # Both sides' answers first: a comparison that cannot be made is no look.
+    ours, theirs = answers_of(root, contender, evaluated), answers_of(root, holder, evaluated)
+    return _compared(root, contender, holder, gate, evaluated, (ours, theirs))
+
+
+def compare(
+    ours: Sequence[Answer], theirs: Sequence[Answer], gate: Gate, *, error: float, tolerance: float
+) -> Comparison:
+    """Apply every rule of the gate to two models' answers to the same prompts, in the same order.
+
+    Args:
+        ours: the challenger's.
+        theirs: the opponent's.
+        gate: the rules.
+        error: chance that this look may promote an equal challenger.
+        tolerance: judge or gold scores no further apart are a tie.
+    """
     measured = measure(
-        ours,
-        theirs,
-        tolerance=float(evaluated.settings.get("tie_tolerance", 0.0)),
-        resamples=gate.resamples,
-        level=gate.confidence,
-        seed=gate.seed,
+        ours, theirs, tolerance=tolerance, resamples=gate.resamples, level=gate.confidence, seed=gate.seed, error=error
     )
-    rules = apply_rules(gate.rules, measured)
-    failed = [rule.sentence for rule in rules if not rule.ok and not rule.soft]
-    against = f"champion {holder.reference}" if holder else "sft (there is no champion yet)"
-    good = passes(rules)
-    warned = [rule.sentence for rule in rules if not rule.ok and rule.soft]
-    holds = "every rule that binds holds, but " if warned else "every rule holds"
-    why = holds + "; ".join(warned) if good else "; ".join(failed)
-    return _verdict(
-        contender,
-        holder,
-        gate,
-        promote=good,
-        sentence=f"{contender.reference} ({contender.stage}) against {against} on {len(ids)} prompts: {why}",
-        rules=rules,
-        prompts=len(ids),
+    rules = apply_rules(gate.rules, measured, smallest_effect=gate.smallest_effect)
+    slices = measure_slices(ours, theirs, gate.slices, tolerance=tolerance, level=gate.confidence)
+    collapsed = rule_of(slices, gate.slices, gate.confidence)
+    points = win_points([a.judge for a in ours], [b.judge for b in theirs], tolerance=tolerance)
+    asked = next((r.threshold for r in gate.rules if r.name == "judge_win" and r.direction == "above"), 0.5)
+    how = {"ties": float((points == 0.5).mean()), "tail": error, "wanted": gate.power, "threshold": asked}
+    return Comparison(
+        rules=(*rules, collapsed) if collapsed else rules,
+        slices=slices,
+        prompts=len(ours),
+        detectable=detectable(len(ours), **how),
+        prompts_wanted=prompts_for(asked + gate.smallest_effect, **how),
     )
 
 
@@ -155,102 +157,91 @@ def evidence_of(verdict: Verdict) -> dict[str, Any]:
     return asdict(verdict)
 
 
-def load_evaluation(root: Path) -> Evaluated:
-    """Read the evaluation's answers to the test prompts.
-
-    Raises:
-        BadInput: there is none, or it is not the recorded one.
-    """
-    locked = read_lock(root).get(EVALUATE)
-    if locked is None or not matches_lock(root, locked, ANSWERS):
-        raise BadInput(f"{ANSWERS}: not there as dvc.lock records it; `ratchet run --until {EVALUATE}` makes it")
-    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in read_jsonl(root / ANSWERS):
-        if row["split"] == "test":
-            rows.setdefault(row["policy"], {})[str(row["id"])] = row
-    if not rows.get(BASELINE):
-        raise BadInput(f"{ANSWERS}: no answers of {BASELINE} to test prompts, which every comparison needs")
-    return Evaluated(locked=locked, rows=rows)
-
-
-def _answers(root: Path, entry: Version, evaluated: Evaluated, ids: Sequence[str]) -> list[Answer]:
-    """Return a version's answers: the evaluation's where it looked at these weights, else generated or cached."""
-    if evaluated.covers(entry.stage, entry.output_md5):
-        return _of_rows(evaluated.rows[entry.stage], ids)
-    prompts = [
-        {"id": row["id"], "prompt": row["prompt"], "meta": row["meta"]}
-        for row in (evaluated.rows[BASELINE][name] for name in ids)
-    ]
-    settings, deps = evaluated.settings, evaluated.locked.deps
-    seed = evaluated.locked.params.get("seed", 0)
-    depends = [entry.stage, entry.output_md5, deps.get(MODELS + "judge"), deps.get(MODELS + BASELINE)]
-    decoding = {name: settings[name] for name in ("temperature", "max_new_tokens", "batch", "precision")}
-    decoding["matmul"] = settings.get("matmul", "native")  # an older evaluation has no such key
-    key = hashlib.sha256(json.dumps([depends, prompts, decoding, seed], sort_keys=True).encode()).hexdigest()[:32]
-    folder = tmp_dir(root) / "gate" / key
-    found = folder / "answers.jsonl"
-    if not found.is_file():
-        write_jsonl(folder / "prompts.jsonl", prompts)
-        request = Request(
-            weights=str(registered_weights(root, entry.model, number=entry.version)),
-            name=entry.stage,
-            judge=str(root / MODELS / "judge"),
-            reference=str(root / MODELS / BASELINE),
-            prompts=str(folder / "prompts.jsonl"),
-            seed=int(seed),
-            **decoding,
-        )
-        _generate(root, folder, request, entry)
-    return _of_rows({str(row["id"]): row for row in read_jsonl(found)}, ids)
-
-
-def _generate(root: Path, folder: Path, request: Request, entry: Version) -> None:
-    """Run the child process that generates and scores."""
-    with atomic_writer(folder / "request.json") as stream:
-        stream.write(as_json(request))
-    env = environment(root)
-    package = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = ":".join(filter(None, [package, env.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "tasks.gate_answers", str(folder / "request.json")]
-    ended = run_supervised(command, cwd=root, env=env, on_line=lambda line: None)
-    if ended.exit_code:
-        last = next((line for line in reversed(ended.lines) if line.strip()), "no message")
-        raise StageFailed(f"gate: answers of {entry.reference} could not be generated: {last.removeprefix('error: ')}")
-
-
-def _of_rows(rows: Mapping[str, Mapping[str, Any]], ids: Sequence[str]) -> list[Answer]:
-    missing = [name for name in ids if name not in rows]
-    if missing:
-        raise BadInput(f"gate: {len(missing)} of {len(ids)} test prompts have no answer, the first is {missing[0]}")
-    return [
-        Answer(
-            judge=float(rows[name]["judge"]),
-            tokens=int(rows[name]["tokens"]),
-            ended=bool(rows[name]["ended"]),
-            kl=rows[name]["kl"],
-            gold=rows[name]["gold"],
-        )
-        for name in ids
-    ]
-
-
-def _verdict(
+def _compared(
+    root: Path,
     contender: Version,
     holder: Version | None,
     gate: Gate,
-    *,
-    promote: bool,
-    sentence: str,
-    rules: tuple[Rule, ...] = (),
-    prompts: int = 0,
+    evaluated: Evaluated,
+    answers: tuple[Sequence[Answer], Sequence[Answer]],
 ) -> Verdict:
+    """Spend the look, compare and put it into words."""
+    look = record_look(
+        root,
+        model=contender.model,
+        opponent=_weights(holder) if holder else "none",
+        challenger=_weights(contender),
+        conditions=evaluated.digest(),
+        total=gate.false_promotions,
+    )
+    error = allowance(gate.false_promotions, look.number)  # of the rules as they are now
+    tolerance = float(evaluated.settings.get("tie_tolerance", 0.0))
+    found = compare(*answers, gate, error=error, tolerance=tolerance)
+    against = f"champion {holder.reference}" if holder else "sft (there is no champion yet)"
+    outcome = outcome_of(found.rules)
+    about = f"{contender.reference} ({contender.stage}) against {against} on {found.prompts} prompts"
+    said = f"{about}: {found.sentence}"
+    if outcome == "undecided":
+        said = f"undecided: {said}; {what_would_do(found, gate)}"
+    return Verdict(
+        promote=outcome == "promote",
+        reasons=found.rules,
+        sentence=said,
+        challenger=contender.version,
+        champion=holder.version if holder else None,
+        opponent=f"champion {holder.reference}" if holder else BASELINE,
+        prompts=found.prompts,
+        mode=gate.mode,
+        outcome=outcome,
+        slices=found.slices,
+        look=look.number,
+        error=error,
+        detectable=found.detectable,
+        prompts_wanted=found.prompts_wanted,
+        conditions=look.conditions,
+    )
+
+
+def what_would_do(found: Comparison, gate: Gate) -> str:
+    """Say of an undecided comparison what so many prompts can find, and how many would do."""
+    undecided, said = [rule for rule in found.rules if rule.verdict == "undecided"], []
+    if any(rule.name in WINS for rule in undecided):
+        can = "no win rate" if found.detectable is None else f"a win rate of {found.detectable:.3f} or more"
+        wanted = f"{found.prompts_wanted:,}" if found.prompts_wanted else "more than 100,000"
+        said = [
+            f"{found.prompts} prompts find {can} with {gate.power:.0%} power",
+            f"a gain of {gate.smallest_effect:g} needs {wanted}",
+        ]
+    for rule in undecided:
+        more = _prompts_to_fit(rule, found.prompts)
+        if more:
+            said.append(f"{rule.name} needs some {more:,}")
+    return f"{', '.join(said) or 'more prompts would tell'} (evaluate.test_prompts)"
+
+
+def _prompts_to_fit(rule: Rule, prompts: int) -> int | None:
+    """Prompts with which an interval would clear its threshold if the value stayed: its width falls as 1/sqrt(n)."""
+    end = rule.low if rule.direction == "above" else rule.high
+    if rule.name in WINS or rule.value is None or end is None:
+        return None
+    room = rule.value - rule.threshold if rule.direction == "above" else rule.threshold - rule.value
+    return round(prompts * ((rule.value - end) / room) ** 2) if room > 0 else None
+
+
+def _weights(entry: Version) -> str:
+    return f"{entry.stage}:{entry.output_md5}"
+
+
+def _unlooked(contender: Version, holder: Version | None, gate: Gate, *, promote: bool, sentence: str) -> Verdict:
+    """Return a verdict for which nothing had to be compared."""
     return Verdict(
         promote=promote,
-        reasons=rules,
+        reasons=(),
         sentence=sentence,
         challenger=contender.version,
         champion=holder.version if holder else None,
         opponent=f"champion {holder.reference}" if holder else BASELINE,
-        prompts=prompts,
+        prompts=0,
         mode=gate.mode,
+        outcome="promote" if promote else "refuse",
     )

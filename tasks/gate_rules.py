@@ -1,19 +1,54 @@
-"""The gate's arithmetic: measurements of two models on the same prompts in, a verdict with its reasons out."""
+"""The gate's rules: measurements in, what each rule says of them and a verdict out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Bound = Literal["value", "low", "high"]
+Direction = Literal["above", "below"]
+Finding = Literal["holds", "fails", "undecided", "note"]
+Outcome = Literal["promote", "refuse", "undecided"]
 
-QUANTITIES: dict[str, tuple[float, float]] = {
-    "judge_win": (0.0, 1.0),
-    "gold_win": (0.0, 1.0),
-    "end_rate": (0.0, 1.0),
-    "length_ratio": (0.0, 100.0),
-    "kl": (0.0, 1000.0),
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantity:
+    """Something that a rule may be about."""
+
+    low: float
+    high: float
+    """Between what a threshold makes sense."""
+    better: Literal["more", "less"]
+    even: float | None = None
+    """Its value for two equal models; None where it is about the challenger alone, and NAME_change compares."""
+
+    @property
+    def worse_end(self) -> Bound:
+        """The end of an interval that speaks against the challenger."""
+        return "low" if self.better == "more" else "high"
+
+
+WINS = ("judge_win", "gold_win")
+"""What a challenger is promoted for; their intervals are those of the look, not of `confidence`."""
+CHANGE = "_change"
+_OWN: dict[str, Quantity] = {
+    "end_rate": Quantity(low=0.0, high=1.0, better="more"),
+    "kl": Quantity(low=0.0, high=1000.0, better="less"),
+    "repetition": Quantity(low=0.0, high=1.0, better="less"),
+    "refusals": Quantity(low=0.0, high=1.0, better="less"),
+    "judge": Quantity(low=-1000.0, high=1000.0, better="more"),
+    "gold": Quantity(low=-1000.0, high=1000.0, better="more"),
 }
-"""What a rule may be about, and between what its threshold makes sense."""
+QUANTITIES: dict[str, Quantity] = {
+    "judge_win": Quantity(low=0.0, high=1.0, better="more", even=0.5),
+    "gold_win": Quantity(low=0.0, high=1.0, better="more", even=0.5),
+    "length_ratio": Quantity(low=0.0, high=100.0, better="less", even=1.0),
+    **_OWN,
+    **{
+        name + CHANGE: Quantity(low=own.low - own.high, high=own.high - own.low, better=own.better, even=0.0)
+        for name, own in _OWN.items()
+    },
+}
+"""What a rule may be about. NAME_change is the challenger's less the opponent's, prompt by prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,10 +56,46 @@ class RuleSpec:
     """One line of the gate in mlflow/registry.yaml."""
 
     name: str
-    direction: Literal["above", "below"]
+    direction: Direction
     threshold: float
     bound: Bound
     soft: bool
+    margin: float | None = None
+    """What `not_worse_by` said, for a rule that was given by it."""
+
+
+def not_worse_by(name: str, margin: float, *, soft: bool) -> RuleSpec:
+    """Spell out a margin: the interval's worse end may lie no further than it on the worse side of equality.
+
+    Args:
+        name: quantity; of one that is about the challenger alone, the change is meant.
+        margin: above 0, in the unit of the quantity.
+        soft: whether the rule never blocks.
+    """
+    full = name if QUANTITIES[name].even is not None else name + CHANGE
+    about = QUANTITIES[full]
+    even = about.even or 0.0
+    more = about.better == "more"
+    return RuleSpec(
+        name=full,
+        direction="above" if more else "below",
+        threshold=round(even - margin if more else even + margin, 9),
+        bound=about.worse_end,
+        soft=soft,
+        margin=margin,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceRule:
+    """`gate.slices` in mlflow/registry.yaml."""
+
+    fields: tuple[str, ...] | Literal["auto"]
+    """Fields of the prompts' meta; auto takes all that have 2 to 12 values."""
+    floor: float
+    """Win rate by the judge below which a slice has collapsed, in [0, 0.5]; 0: slices are shown and never block."""
+    prompts: int
+    """Slices of fewer prompts are left out, at least 2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +105,12 @@ class Measured:
     value: float
     low: float
     high: float
+    coverage: float | None = None
+    """Of the interval, in (0, 1)."""
+    p_value: float | None = None
+    """Exact and one-sided, of a win rate against one half."""
+    detail: str = ""
+    """What the interval comes from, for people."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +123,33 @@ class Rule:
     high: float | None
     threshold: float
     ok: bool
-    direction: Literal["above", "below"]
+    direction: Direction
     bound: Bound
     soft: bool
     sentence: str
+    verdict: Finding
+    """`undecided` where the interval lies on both sides of the threshold; `note` for a soft rule that does not hold."""
+    coverage: float | None = None
+    p_value: float | None = None
+    margin: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """How the challenger does on the prompts of one kind."""
+
+    field: str
+    """Of the prompts' `meta`."""
+    value: str
+    prompts: int
+    rate: float
+    """Win rate by the judge."""
+    low: float
+    high: float
+    """Ends that hold for all slices at once."""
+    ok: bool
+    """Whether it did not collapse."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,92 +168,53 @@ class Verdict:
     prompts: int
     """Number of paired test prompts."""
     mode: str
+    outcome: Outcome
+    """`undecided` says that the prompts are too few to tell, `refuse` that they were enough."""
+    slices: tuple[Slice, ...] = ()
+    look: int | None = None
+    """Which challenger this is that the gate looks at against this opponent; None where it did not compare."""
+    error: float | None = None
+    """Chance of promoting an equal challenger that this look may spend."""
+    detectable: float | None = None
+    """Win rate by the judge that so many prompts find at this look, with the configured power."""
+    prompts_wanted: int | None = None
+    """Prompts that would find the smallest gain of interest at this look."""
+    conditions: str = ""
+    """Digest of prompts, judge and decoding; two verdicts with another one are about other answers."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """One answer to one test prompt, as far as the gate looks at it."""
-
-    judge: float
-    """Score by the held-out judge, in its units."""
-    tokens: int
-    ended: bool
-    kl: float | None = None
-    """Nats per response from sft; None where it was not measured."""
-    gold: float | None = None
-
-
-def measure(
-    challenger: Sequence[Answer],
-    opponent: Sequence[Answer],
-    *,
-    tolerance: float,
-    resamples: int,
-    level: float,
-    seed: int,
-) -> dict[str, Measured]:
-    """Measure everything that rules can be about.
+def apply_rules(
+    specs: Sequence[RuleSpec], measured: Mapping[str, Measured], *, smallest_effect: float = 0.0
+) -> tuple[Rule, ...]:
+    """Apply each rule; one about something that was not measured fails, unless it is soft.
 
     Args:
-        challenger: answers, one per prompt.
-        opponent: answers to the same prompts in the same order.
-        tolerance: judge or gold scores no further apart are a tie, in their unit.
-        resamples: of the prompts, behind each interval.
-        level: coverage of the intervals, in (0, 1).
-        seed: of the resampling.
-
-    Returns:
-        Quantity -> measurement; a quantity without data is absent.
-
-    Raises:
-        ValueError: the two are not paired, or there is no prompt at all.
+        specs: the rules.
+        measured: by quantity.
+        smallest_effect: gain in win rate that is worth finding; where the interval leaves no room for it, a challenger
+            is not undecided but no better. 0 leaves it undecided.
     """
-    from rlhf.evaluation.statistics import Interval, mean_interval, paired_win_rate
-
-    if len(challenger) != len(opponent) or not challenger:
-        raise ValueError(f"gate: {len(challenger)} answers against {len(opponent)}, wanted equally many, at least one")
-    ours, theirs = list(challenger), list(opponent)
-    how: dict[str, Any] = {"seed": seed, "resamples": resamples, "level": level}
-
-    def measured(interval: Interval) -> Measured:
-        return Measured(value=interval.mean, low=interval.low, high=interval.high)
-
-    judged = paired_win_rate([a.judge for a in ours], [b.judge for b in theirs], tolerance=tolerance, **how)
-    found = {
-        "judge_win": measured(judged),
-        "end_rate": measured(mean_interval([float(a.ended) for a in ours], **how)),
-    }
-    gold = [(a.gold, b.gold) for a, b in zip(ours, theirs, strict=True) if a.gold is not None and b.gold is not None]
-    if len(gold) == len(ours):
-        won = paired_win_rate([a for a, _ in gold], [b for _, b in gold], tolerance=tolerance, **how)
-        found["gold_win"] = measured(won)
-    kl = [a.kl for a in ours if a.kl is not None]
-    if len(kl) == len(ours):
-        found["kl"] = measured(mean_interval(kl, **how))
-    total = sum(b.tokens for b in theirs)
-    if total:
-        ratio = sum(a.tokens for a in ours) / total
-        found["length_ratio"] = Measured(value=ratio, low=ratio, high=ratio)
-    return found
+    return tuple(_apply(spec, measured.get(spec.name), smallest_effect) for spec in specs)
 
 
-def apply_rules(specs: Sequence[RuleSpec], measured: dict[str, Measured]) -> tuple[Rule, ...]:
-    """Apply each rule; one about something that was not measured fails, unless it is soft."""
-    return tuple(_apply(spec, measured.get(spec.name)) for spec in specs)
-
-
-def _apply(spec: RuleSpec, found: Measured | None) -> Rule:
+def _apply(spec: RuleSpec, found: Measured | None, smallest_effect: float) -> Rule:
     wanted = f"{spec.direction} {spec.threshold:g}"
     if found is None:
-        ok, said = spec.soft, f"{spec.name} was not measured, wanted {wanted}"
+        said = f"{spec.name} was not measured, wanted {wanted}"
+        ok, verdict = spec.soft, "holds" if spec.soft else "fails"
     else:
         end = float(getattr(found, spec.bound))
         ok = end > spec.threshold if spec.direction == "above" else end < spec.threshold
+        open_still = not ok and spec.bound != "value" and _reaches(spec, found, 0.0)
         which = "" if spec.bound == "value" else f"{spec.bound} end "
         said = (
             f"{spec.name} {found.value:.3g} ({found.low:.3g} to {found.high:.3g}): {which}{end:.3g} "
             f"is {'' if ok else 'not '}{wanted}"
         )
+        if open_still and spec.name in WINS and spec.margin is None and not _reaches(spec, found, smallest_effect):
+            open_still = False
+            said += f", and a gain of {smallest_effect:g} is ruled out"
+        verdict = "holds" if ok else "note" if spec.soft else "undecided" if open_still else "fails"
     return Rule(
         name=spec.name,
         value=found.value if found else None,
@@ -165,9 +226,26 @@ def _apply(spec: RuleSpec, found: Measured | None) -> Rule:
         bound=spec.bound,
         soft=spec.soft,
         sentence=said,
+        verdict=verdict,  # type: ignore[arg-type]
+        coverage=found.coverage if found else None,
+        p_value=found.p_value if found else None,
+        margin=spec.margin,
+        detail=found.detail if found else "",
     )
+
+
+def _reaches(spec: RuleSpec, found: Measured, by: float) -> bool:
+    """Tell whether the favourable end of the interval lies beyond the threshold by more than so much."""
+    return found.high > spec.threshold + by if spec.direction == "above" else found.low < spec.threshold - by
 
 
 def passes(rules: Sequence[Rule]) -> bool:
     """Tell whether every rule that is not soft holds."""
     return all(rule.ok or rule.soft for rule in rules)
+
+
+def outcome_of(rules: Sequence[Rule]) -> Outcome:
+    """Sum the rules up: one that surely fails refuses; without such a one, an undecided one leaves it open."""
+    if passes(rules):
+        return "promote"
+    return "refuse" if any(rule.verdict == "fails" for rule in rules) else "undecided"

@@ -1,6 +1,7 @@
 """The graph of stages as DVC has it, and what a run would do with it; nothing else in the project lists stages."""
 
 import logging
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import BadInput
-from tasks.changes import Inspector, PlannedStage, Reason
+from tasks.changes import Inspector
+from tasks.planned_stage import PlannedStage, Reason
+from tasks.pointers import require_inside
 from tasks.settings import tmp_dir
 
 __all__ = ["Graph", "PlannedStage", "Reason", "Stage", "load_graph", "plan", "plan_with_graph", "stale"]
@@ -104,7 +107,9 @@ def plan_with_graph(
         for name in force:
             graph.stage(name)
         inspector = Inspector(repo, root)
-        return graph, [inspector.inspect(name, objects[name], force=name in force) for name in graph.until(until)]
+        planned = [inspector.inspect(name, objects[name], force=name in force) for name in graph.until(until)]
+        inspector.close()
+        return graph, planned
 
 
 def stale(root: Path) -> dict[str, list[Reason]]:
@@ -117,6 +122,8 @@ def _repository(root: Path) -> Iterator[Any]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    require_inside(root)
+
     # On a terminal DVC draws a bar per file that it hashes; set after the import, which sets up its loggers afresh.
     logging.getLogger("dvc.progress").setLevel(logging.CRITICAL)
     try:
@@ -124,9 +131,25 @@ def _repository(root: Path) -> Iterator[Any]:
             yield repo
     except DvcException as error:
         sentence = " ".join(str(error).split())
-        torn = "corrupted" in sentence or "validation failed" in sentence
-        cure = "; mend that file, or `git checkout` the committed one" if torn else ""
-        raise BadInput(f"{root}: DVC cannot read the project: {sentence}{cure}") from error
+        file = "that file" if re.search(r"\w\.(dvc|yaml|lock)\b", sentence) else "dvc.yaml"
+        cure = f"mend {file}, or `git checkout` the committed one"
+        raise BadInput(f"{root}: DVC cannot read the project: {sentence.rstrip('.')}; {cure}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if _is_ours(error):
+            raise
+        raise BadInput(
+            f"{root}: DVC cannot read the project ({type(error).__name__}: {error}); mend dvc.yaml, dvc.lock, "
+            "params.yaml or a .dvc file, or `git checkout` the committed one"
+        ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether code of this project raised it; DVC stumbles over some broken files instead of refusing them."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = str(frame.tb_frame.f_globals.get("__name__", "")) if frame is not None else ""
+    return raised_in.partition(".")[0] in ("rlhf", "tasks", "flows")
 
 
 def _graph(repo: Any, root: Path) -> tuple[Graph, dict[str, Any]]:

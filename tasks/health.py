@@ -99,6 +99,29 @@ def remote(root: Path) -> Check:
     )
 
 
+def cache(root: Path) -> Check:
+    """Every byte of what dvc.lock and the .dvc files name, as DVC's cache holds it."""
+    from dvc.repo import Repo
+
+    from tasks.cache_check import all_damage
+
+    with Repo(str(root)) as repo:
+        outs = [out for stage in repo.index.stages for out in stage.outs if out.use_cache and out.hash_info]
+        wanted = [(os.path.relpath(out.fs_path, root), str(out.hash_info.value)) for out in outs]
+    found = all_damage(root, wanted, deep=True)
+    damaged = [damage for damage in found if not damage.nowhere]
+    if not damaged:
+        count = len(wanted) - len(found)
+        return Check(name="cache", state="ok", found=f"{count} outputs and data folders, every byte intact")
+    lost = [damage for damage in damaged if damage.source is None]
+    return Check(
+        name="cache",
+        state="fail" if lost else "warn",
+        found="; ".join(f"{damage.path} is {damage}" for damage in damaged),
+        remedy="`ratchet run` mends what has a copy and runs the stages of the rest; `dvc fetch` brings back raw data.",
+    )
+
+
 def writable(root: Path) -> Check:
     """Folders that a run writes to, by writing to them."""
     for name in WRITABLE:

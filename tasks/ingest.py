@@ -3,6 +3,7 @@
 What is brought in keeps its form; `validate` reads it as it is. A second ingest under the same name is a new version.
 """
 
+import os
 import re
 import sys
 from collections import Counter
@@ -23,7 +24,7 @@ from tasks.tracked_copy import bring_in
 
 CHUNK = 5000
 """Rows that go through the contracts together."""
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 GENERATED = "support_desk"
 """A name that belongs to the stage `generate`."""
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
@@ -97,6 +98,9 @@ def ingest_data(root: Path, files: Sequence[Path], *, name: str | None, format: 
             f"data/raw/{taken} is there already and {target.name} would be a second thing of that name; choose "
             "another --as, or give the new version in the same form"
         )
+    for source in sources if folder else ():
+        if not source.name.isprintable() or source.name.startswith((".", "-")):
+            raise BadInput(f"{source}: has a name on which commands trip (. or - first, or odd signs); rename it")
     copies = {(f"{source.stem.split('.')[0]}{_suffix(source)}" if folder else ""): source for source in sources}
     if len(copies) < len(sources):
         raise BadInput("two of the files have the same name; rename one, or ingest them under different names")
@@ -122,6 +126,7 @@ def ingest_model(root: Path, folder: Path, *, name: str) -> ModelReport:
     checked = checked_name(name, data=False)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; give a Hugging Face model folder")
+    refuse_links_out(folder)
     present = sorted(path for path in folder.iterdir() if path.is_file())
     copied = {path.name: path for path in present if path.suffix in MODEL_FILES}
     tensors = _count_tensors(folder, [path for path in present if path.suffix == ".safetensors"])
@@ -137,6 +142,9 @@ def _data_files(files: Sequence[Path]) -> list[Path]:
     for path in files:
         if not path.exists():
             raise BadInput(f"{path}: no such file; check the path")
+        if not path.is_dir() and not path.is_file():
+            raise BadInput(f"{path}: is a pipe or a device, not a file; write what it gives into a file first")
+        refuse_links_out(path)
         inside = files_in(path)
         if not inside:
             raise BadInput(f"{path}: holds no data files; wanted {', '.join(SUFFIXES)}")
@@ -144,6 +152,25 @@ def _data_files(files: Sequence[Path]) -> list[Path]:
     if not found:
         raise BadInput("no file was given; name at least one")
     return found
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse a folder with a link that leads out of it: the copy would hold what nobody meant to bring in.
+
+    A cache of the Hugging Face hub is made of links to files of its own, which may be followed.
+
+    Args:
+        folder: of data or of a model; a single file is what somebody named, and may be a link.
+
+    Raises:
+        BadInput: naming the link.
+    """
+    inside = folder.resolve()
+    blobs = inside.parents[1] / "blobs" if inside.parent.name == "snapshots" else inside
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and not (target.is_relative_to(inside) or target.is_relative_to(blobs)):
+            raise BadInput(f"{path}: is a link that leads out of {folder}; put a copy of the file in its place")
 
 
 def checked_name(name: str, *, data: bool) -> str:
@@ -156,7 +183,8 @@ def checked_name(name: str, *, data: bool) -> str:
         name = name.removesuffix(suffix)
     if not NAME.fullmatch(name) or name.endswith(".dvc"):
         raise BadInput(
-            f"{name!r} is not a usable name; wanted small letters, digits, '.', '_' and '-' (give one with --as)"
+            f"{name!r} is not a usable name; wanted small letters, digits, '.', '_' and '-', at most 100, a letter or "
+            "digit first (give one with --as)"
         )
     if data and name == GENERATED:
         raise BadInput(f"{GENERATED!r} is the name of the generated data; choose another with --as")

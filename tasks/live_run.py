@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
-import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.live import follow, live_file, read_rows
-from tasks.mlflow_store import StoreUnreachable, connect, experiment_id, translated
+from tasks.mlflow_store import StoreUnreachable, connect, experiment_id, sqlite_file, translated
+from tasks.owner import is_dead, owner
 from tasks.registry_config import MODEL_STAGES
+from tasks.settings import tracking_uri
 from tasks.stage_outputs import row_metrics
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ STAGE, KEY, OUTPUT, OWNER = "ratchet.stage", "ratchet.key", "ratchet.output_md5"
 DUPLICATE = "ratchet.duplicate_of"
 TRAIN = "train/"
 EVERY_SECONDS = 2.0
+RETRY_SECONDS = 20.0
+"""Between two attempts to reach a store that is away."""
 METRICS_PER_CALL = 1000
 """MLflow's limit."""
 
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 def follow_live(root: Path, stage: str, *, stop: Callable[[], bool], since: float = 0.0) -> str | None:
     """Copy a stage's live rows into its MLflow run until `stop` turns true; meant for a thread of its own.
 
-    Training never waits for MLflow: when the store goes away this ends with a warning, and `publish` fills the gap
+    A store that goes away is told once, and tried again now and then; what is missing in the end, `publish` fills in
     from the same file later.
 
     Args:
@@ -48,29 +50,49 @@ def follow_live(root: Path, stage: str, *, stop: Callable[[], bool], since: floa
     """
     if stage not in MODEL_STAGES:
         return None
-    pending: list[dict[str, Any]] = []
-    run_id, key, logged = None, None, 0.0
-    try:
-        for row in follow(root, stage, stop=stop, since=since):
-            pending.append(row)
-            path = live_file(root, stage, since=since)
-            if path is None:
-                continue
-            if path.stem != key:
-                client = connect(root)
-                key = path.stem
-                run_id = open_live_run(client, root, stage, key, row)
-                pending = read_rows(path)
-            if time.monotonic() - logged >= EVERY_SECONDS:
-                with translated(client.tracking_uri):
-                    log_rows(client, str(run_id), pending, skip=logged_steps(client, str(run_id), pending))
-                pending, logged = [], time.monotonic()
-        if run_id is not None:
-            with translated(client.tracking_uri):
-                log_rows(client, run_id, pending, skip=logged_steps(client, run_id, pending))
-    except StoreUnreachable as error:
-        log.warning("%s: live metrics are not recorded for now: %s", stage, error)
-    return run_id
+    recorder = _Recorder(root, stage, since)
+    for row in follow(root, stage, stop=stop, since=since):
+        recorder.add(row)
+    recorder.write()
+    return recorder.run_id
+
+
+class _Recorder:
+    """Writes a stage's rows into its run, a few seconds' worth at a time."""
+
+    def __init__(self, root: Path, stage: str, since: float) -> None:
+        self.run_id: str | None = None
+        self._root, self._stage, self._since = root, stage, since
+        self._client: MlflowClient | None = None
+        self._key: str | None = None  # of the live file that the run was opened for
+        self._pending: list[dict[str, Any]] = []
+        self._next, self._told = 0.0, False
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._pending.append(row)
+        if time.monotonic() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        path = live_file(self._root, self._stage, since=self._since)
+        if path is None or not self._pending:
+            return
+        try:
+            if self._client is None or path.stem != self._key:
+                self._client = connect(self._root)
+                self._pending = read_rows(path) or self._pending
+                self.run_id = open_live_run(self._client, self._root, self._stage, path.stem, self._pending[0])
+                self._key = path.stem
+            run_id = str(self.run_id)
+            with translated(self._client.tracking_uri):
+                skip = logged_steps(self._client, run_id, self._pending)
+                log_rows(self._client, run_id, self._pending, skip=skip)
+            self._pending, self._next = [], time.monotonic() + EVERY_SECONDS
+        except StoreUnreachable as error:
+            if not self._told:
+                log.warning("%s: live metrics are not recorded for now: %s", self._stage, error)
+            # The next attempt begins with the whole file, and leaves out what has arrived.
+            self._told, self._client, self._next = True, None, time.monotonic() + RETRY_SECONDS
 
 
 def open_live_run(client: MlflowClient, root: Path, stage: str, key: str, first: Mapping[str, Any]) -> str:
@@ -112,7 +134,7 @@ def sweep_dead_runs(root: Path) -> list[str]:
         with translated(client.tracking_uri):
             experiment = experiment_id(client, root)
             running = client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'")
-            dead = [run for run in running if _is_dead(run.data.tags.get(OWNER))]
+            dead = [run for run in running if is_dead(run.data.tags.get(OWNER))]
             for run in dead:
                 client.set_terminated(run.info.run_id, "KILLED")
             return [str(run.info.run_name) for run in dead]
@@ -121,28 +143,30 @@ def sweep_dead_runs(root: Path) -> list[str]:
         return []
 
 
-def owner() -> str:
-    """Name this process so that a later one can tell whether it still lives: host, pid, start time."""
-    import psutil
+def may_have_dead_runs(root: Path) -> bool:
+    """Tell in milliseconds, without MLflow, whether `sweep_dead_runs` may find something.
 
-    return json.dumps([socket.gethostname(), os.getpid(), psutil.Process().create_time()])
-
-
-def _is_dead(tag: str | None) -> bool:
-    """Tell whether the owner is known to be gone; somebody else's run, or another machine's, is left alone."""
-    import psutil
-
-    try:
-        host, pid, started = json.loads(tag or "")
-    except ValueError:
-        return False
-    if host != socket.gethostname():
-        return False
-    try:
-        # A pid is used again after a while; a start time more than a second off is another process.
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) > 1.0
-    except psutil.NoSuchProcess:
+    A database that is locked, and a server, which only MLflow can ask, may.
+    """
+    file = sqlite_file(tracking_uri(root))
+    if file is None:
         return True
+    if not file.is_file():
+        return False
+    try:
+        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=1.0)
+    except sqlite3.Error:
+        return False
+    try:
+        query = (
+            "SELECT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid "
+            "WHERE runs.status = 'RUNNING' AND tags.key = ?"
+        )
+        return any(is_dead(value) for (value,) in connection.execute(query, (OWNER,)))
+    except sqlite3.Error as error:
+        return "locked" in str(error)
+    finally:
+        connection.close()
 
 
 def find_runs(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Run]:

@@ -39,20 +39,50 @@ def read_lock(root: Path) -> dict[str, LockedStage]:
     Raises:
         BadInput: the file is not what DVC writes.
     """
+    path = root / LOCK_FILE
+    return parse_lock(path.read_bytes(), str(path)) if path.is_file() else {}
+
+
+def parse_lock(content: bytes, where: str) -> dict[str, LockedStage]:
+    """Read the bytes of a lock file, as `read_lock`.
+
+    Args:
+        content: the file.
+        where: its name in a message.
+    """
     from ruamel.yaml import YAML  # reads 3e-6 as a number, as DVC does and PyYAML does not
     from ruamel.yaml.error import YAMLError
 
-    path = root / LOCK_FILE
-    if not path.is_file():
-        return {}
     try:
-        document = YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
+        document = YAML(typ="safe").load(content.decode("utf-8")) or {}
         stages = document.get("stages") or {}
         return {name: _entry(name, block) for name, block in stages.items()}
     except (YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise BadInput(
-            f"{path}: not a lock file of DVC ({type(error).__name__}); restore it with `git checkout {LOCK_FILE}`"
+            f"{where}: not a lock file of DVC ({type(error).__name__}); restore it with `git checkout {LOCK_FILE}`"
         ) from error
+
+
+def lineage(lock: Mapping[str, LockedStage], stage: str) -> dict[str, LockedStage]:
+    """Return the entries of a stage and of all stages that it was made from, in the order of the lock file.
+
+    Args:
+        lock: the lock file.
+        stage: the stage; empty when it never finished.
+    """
+    makers = {path: name for name, entry in lock.items() for path in entry.outs}
+    found: set[str] = set()
+    todo = [stage] if stage in lock else []
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += [makers[path] for path in lock[name].deps if path in makers]
+            # A folder that is read may hold outputs, as data/raw does.
+            todo += [
+                maker for path, maker in makers.items() if any(path.startswith(f"{dep}/") for dep in lock[name].deps)
+            ]
+    return {name: entry for name, entry in lock.items() if name in found}
 
 
 def output_hash(root: Path, stage: str, path: str | None = None) -> str | None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tasks.environments import TAG
+
 METHODS = {
     "sft": "Language model fine-tuned on demonstrations; where the preference methods start from.",
     "ppo": "Language model trained by proximal policy optimisation against the reward model.",
@@ -59,6 +61,7 @@ def model_card(
     parents = {name.rpartition(".")[2]: value for name, value in tags.items() if name.startswith("ratchet.parent.")}
     parts.append(_section("Made from", (f"{stage}: {value}" for stage, value in parents.items())))
     parts.append(_section("Training", _training(stage, metrics, params)))
+    parts.append(_section("Computed on", _machine(tags)))
     cost = tax_lines(tax or {})
     if evaluation:
         # The section on the tax says the perplexity again, with the one before.
@@ -101,11 +104,20 @@ def _training(stage: str, metrics: Mapping[str, float], params: Mapping[str, Any
     return [*seed, *([named] if named else []), *ends]
 
 
+def _machine(tags: Mapping[str, str]) -> list[str]:
+    """Name processor, threads and libraries of the training; nothing where they are not known."""
+    return [f"{name.removeprefix(TAG)}: {value}" for name, value in tags.items() if name.startswith(TAG)]
+
+
 def _rebuild(stage: str, tags: Mapping[str, str]) -> list[str]:
     commit = tags.get("ratchet.git_commit")
     start = f"`git worktree add ../rebuild {commit[:12]}`, there " if commit else ""
+    by_command = (
+        ["`ratchet reproduce` of this version makes it again from raw data and compares every hash"] if commit else []
+    )
     return [
-        f"{start}`dvc repro {stage}`; the folder `data/models/{stage}` then has the hash {tags['ratchet.output_md5']}"
+        *by_command,
+        f"{start}`dvc repro {stage}`; the folder `data/models/{stage}` then has the hash {tags['ratchet.output_md5']}",
     ]
 
 

@@ -9,11 +9,14 @@ from typing import Any
 
 from rlhf.advice import Advice, warnings
 from rlhf.config import read_params
+from rlhf.errors import BadInput
 
 SCRATCH = "scratch"
 BASE_MODELS = Path("data/base")
 NAMED_SIZE = re.compile(r"(?<![\w.])(?:[a-z]*)(\d+(?:\.\d+)?)([kmb])(?![a-z0-9])", re.IGNORECASE)
 """The size in the name of a model: 7B, 0.5B, 160m, stories260k."""
+LONGEST_HEADER = 100_000_000
+"""Bytes; that of the format itself."""
 UNITS = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 
@@ -62,6 +65,10 @@ def _scratch_size(sft: Mapping[str, Any]) -> int:
 
 def _tensor_numbers(file: Path) -> int:
     """Count the numbers of a safetensors file by its header: eight bytes of length, then JSON with the shapes."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    try:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), LONGEST_HEADER)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        cure = "bring the model in again with `ratchet ingest`"
+        raise BadInput(f"{file}: is not a whole safetensors file; {cure}") from error

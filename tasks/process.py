@@ -15,8 +15,8 @@ from tasks import supervisor
 
 POLL_SECONDS = 0.05
 SAMPLE_SECONDS = 0.25
-GRACE_SECONDS = 10.0
-"""Between SIGTERM and SIGKILL for what is stopped."""
+GRACE_SECONDS = 5.0
+"""Between SIGTERM and SIGKILL for what is stopped; short, because all of a stage has to be gone within 10 s."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,10 +13,12 @@ from typing import Any
 from rlhf.config import load_section, read_params
 from rlhf.errors import BadInput
 from rlhf.launch import Request, launch_settings, parse
+from tasks.param_safety import refuse_secrets, require_pinned
 from tasks.yaml_edit import load, set_values
 
 DEFAULT = "default"
 SCRATCH = "scratch"
+METHODS = "profiles/algorithms/"
 GENERATED = "support_desk/"
 """Files under data/raw that the stage `generate` writes."""
 FROM = "from"
@@ -73,7 +75,8 @@ def locate(root: Path, profile: str) -> Path:
         return path
     known = names(root)
     near = difflib.get_close_matches(profile, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
+    whole = [name for name in known if "/" not in name]
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(whole) or 'none'}, and methods in {METHODS}"
     raise BadInput(f"no profile {profile!r} in profiles/ and no YAML file of that name; {hint}")
 
 
@@ -142,6 +145,7 @@ def check(root: Path, params: Mapping[str, Any], *, file: str = "params.yaml") -
     Raises:
         BadInput: a section or key is unknown or missing, or a value has the wrong type or is out of range.
     """
+    refuse_secrets(params, file)
     requests = requests_of_stages(root)
     for key in params:
         if key != "seed" and key not in requests:
@@ -156,6 +160,8 @@ def check(root: Path, params: Mapping[str, Any], *, file: str = "params.yaml") -
         section = {**params[stage], **{field: _lookup(params, key, file) for field, key in request.borrowed.items()}}
         recipe = importlib.import_module(f"rlhf.recipes.{request.recipe}")
         load_section({stage: section}, stage, recipe.Config, file=file)
+    if isinstance(base := params.get("sft"), Mapping) and "base_model" in base:
+        require_pinned(str(base["base_model"]), base.get("revision"), file)
 
 
 def requests_of_stages(root: Path) -> dict[str, Request]:

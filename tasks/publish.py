@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.errors import BadInput
 from tasks.dvc_store import dvc_places, is_here
-from tasks.lock_file import read_lock
+from tasks.environments import environments
+from tasks.lock_file import LockedStage, lineage, read_lock
 from tasks.mlflow_store import StoreUnreachable, connect, exclusive, experiment_id, translated
 from tasks.publish_evaluation import publish_evaluation
 from tasks.publish_ledger import Ledger, pending
-from tasks.publish_run import publish_output
+from tasks.publish_run import Origin, publish_output
 from tasks.publish_version import find_version
+from tasks.pushed_refs import push_refs
 from tasks.registry_config import RegistryConfig, load_registry_config
 from tasks.settings import state_dir
 from tasks.snapshot import snapshot, tag_version
 from tasks.stage_outputs import EVALUATE, StageOutput, evaluation_output, model_outputs
+from tasks.version_commit import COMMIT, commit_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +39,10 @@ class PublishReport:
     unchanged: list[str]
     waiting: str | None
     """Why something could not be published now, None when nothing waits."""
+    pushed: list[str] = field(default_factory=list)
+    """Git refs that the git remote has since this call."""
+    unpushed: str | None = None
+    """Why refs could not be pushed; the next call tries again."""
 
 
 def publish(root: Path, *, commit: str | None = None) -> PublishReport:
@@ -43,7 +50,8 @@ def publish(root: Path, *, commit: str | None = None) -> PublishReport:
 
     Args:
         root: the project's root.
-        commit: the commit that the outputs were made from; by default the tree is snapshotted as it stands.
+        commit: the commit that the outputs were made from; by default the tree is snapshotted as it stands. Each
+            version gets a commit of its own on top of it, which the tag `ratchet/NAME/vN` names.
 
     Returns:
         What was published and what was there already. MLflow being down is no error, nor are models that dvc.lock
@@ -79,10 +87,15 @@ def publish(root: Path, *, commit: str | None = None) -> PublishReport:
                             done.append(EVALUATE)
         except StoreUnreachable as error:
             waiting = str(error)
+        pushed = push_refs(root)
     everything = [output.stage for output in outputs] + ([EVALUATE] if evaluation else [])
     by_key = dict(zip(keys, everything, strict=True))
     return PublishReport(
-        published=done, unchanged=[name for key, name in by_key.items() if key not in unpublished], waiting=waiting
+        published=done,
+        unchanged=[name for key, name in by_key.items() if key not in unpublished],
+        waiting=waiting,
+        pushed=pushed.done,
+        unpushed=pushed.failure,
     )
 
 
@@ -104,17 +117,34 @@ def _publish_models(
 ) -> list[str]:
     if not outputs:
         return []
-    experiment, places = experiment_id(client, root), dvc_places(root)
+    experiment, places, lock = experiment_id(client, root), dvc_places(root), read_lock(root)
     done = []
     for output in outputs:
-        run_id = publish_output(client, experiment, output, places, names, commit)
-        version = find_version(client, names.model_of(output.stage), output.stage, output.md5)
-        made_from = version.tags.get("ratchet.git_commit") if version else None
+        known = find_version(client, names.model_of(output.stage), output.stage, output.md5)
+        origin = _origin(root, output, lock, commit, known.tags.get(COMMIT) if known else None)
+        run_id = publish_output(client, experiment, output, places, names, origin)
+        version = known or find_version(client, names.model_of(output.stage), output.stage, output.md5)
+        made_from = version.tags.get(COMMIT) if version else None
         if version is not None and made_from:
             _tag(root, version.name, str(version.version), made_from)
         ledger.add(output.key, run_id)
         done.append(output.stage)
     return done
+
+
+def _origin(
+    root: Path, output: StageOutput, lock: dict[str, LockedStage], base: str | None, known: str | None
+) -> Origin:
+    """Say what an output was made from and on; a version keeps the commit that it has."""
+    before = lineage(lock, output.stage)
+    made_on = environments(root, before)
+    commit = known
+    if commit is None:
+        try:
+            commit = commit_version(root, base, output.stage, output.md5, lock, made_on)
+        except BadInput as error:  # a version without a commit is still worth publishing
+            log.warning("%s is published without a git commit: %s", output.stage, error)
+    return Origin(commit=commit, lineage=before, environments=made_on)
 
 
 def _snapshot(root: Path) -> str | None:

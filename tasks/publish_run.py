@@ -6,13 +6,16 @@ import getpass
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.dvc_store import DvcPlaces
+from tasks.environments import Environment, environment_tags
 from tasks.live_run import (
     DUPLICATE,
     KEY,
     OUTPUT,
+    OWNER,
     STAGE,
     duplicate_runs,
     find_runs,
@@ -20,7 +23,8 @@ from tasks.live_run import (
     logged_steps,
     metric_name,
 )
-from tasks.lock_file import params_hash
+from tasks.lock_file import LockedStage, params_hash
+from tasks.owner import owner
 from tasks.publish_version import find_version, register
 from tasks.registry_config import POLICY_STAGES, RegistryConfig
 from tasks.stage_outputs import StageOutput
@@ -28,6 +32,19 @@ from tasks.stage_outputs import StageOutput
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """How an output came to be."""
+
+    commit: str | None
+    """The commit that reproduces it, where there is one."""
+    lineage: Mapping[str, LockedStage]
+    """Lock entries of its stage and of all stages before it."""
+    environments: Mapping[str, Environment | None]
+    """What each of these was computed on."""
+
 
 PER_CALL = 100
 """MLflow's limit of parameters or tags in one call."""
@@ -40,7 +57,7 @@ def publish_output(
     output: StageOutput,
     places: DvcPlaces,
     names: RegistryConfig,
-    commit: str | None,
+    origin: Origin,
 ) -> str:
     """Publish one output.
 
@@ -50,7 +67,7 @@ def publish_output(
         output: the trained model.
         places: where its weights lie.
         names: the registry's names.
-        commit: git commit that it was made from, where known.
+        origin: what it was made from, and on.
 
     Returns:
         Id of the run that holds it.
@@ -58,10 +75,11 @@ def publish_output(
     run = _run_for(client, experiment, output)
     run_id = str(run.info.run_id)
     version = find_version(client, names.model_of(output.stage), output.stage, output.md5)
-    if version is None or run.info.status == "RUNNING":
+    if version is None or run.info.status != "FINISHED":
+        client.set_tag(run_id, OWNER, owner())  # should this process be killed, the run is known to be nobody's
         parents = _parents(client, output, names)
-        tags = _tags(output, parents, commit)
-        _fill(client, run, output, tags)
+        tags = _tags(output, parents, origin)
+        _fill(client, run, output, tags, origin)
         if version is None:
             version = register(client, run_id, output, places, names, tags)
         client.update_run(run_id, name=f"{output.stage}-{output.short}")
@@ -89,7 +107,7 @@ def _run_for(client: MlflowClient, experiment: str, output: StageOutput) -> Run:
     return client.create_run(experiment, start_time=start, run_name=f"{output.stage}-{output.short}", tags=tags)
 
 
-def _fill(client: MlflowClient, run: Run, output: StageOutput, tags: Mapping[str, str]) -> None:
+def _fill(client: MlflowClient, run: Run, output: StageOutput, tags: Mapping[str, str], origin: Origin) -> None:
     """Write parameters, metrics, history, samples and inputs; timestamps repeat, so a second time adds nothing."""
     from mlflow.entities import Metric, Param, RunTag
 
@@ -102,7 +120,9 @@ def _fill(client: MlflowClient, run: Run, output: StageOutput, tags: Mapping[str
     rows = output.live[1] if output.live else output.curve
     log_rows(client, run_id, rows, skip=logged_steps(client, run_id, rows), timestamp=started)
     client.log_inputs(run_id, datasets=_datasets(output))
-    client.log_dict(run_id, _lock_entry(output), "dvc/stage.json")
+    client.log_dict(run_id, _lock_entry(output.locked), "dvc/stage.json")
+    client.log_dict(run_id, {name: _lock_entry(entry) for name, entry in origin.lineage.items()}, "dvc/lineage.json")
+    client.log_dict(run_id, dict(origin.environments), "environment.json")
     if output.samples:
         table, text = _sample_table(output.samples[-SAMPLE_ROWS:])
         client.log_dict(run_id, table, "samples.json")
@@ -119,7 +139,7 @@ def flat_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
-def _tags(output: StageOutput, parents: Mapping[str, str], commit: str | None) -> dict[str, str]:
+def _tags(output: StageOutput, parents: Mapping[str, str], origin: Origin) -> dict[str, str]:
     """Lineage: everything the model was made from, by hash."""
     tags = {
         STAGE: output.stage,
@@ -131,11 +151,12 @@ def _tags(output: StageOutput, parents: Mapping[str, str], commit: str | None) -
         "mlflow.source.name": f"ratchet stage {output.stage}",
         **{f"ratchet.data.{path}": md5 for path, md5 in output.data.items()},
         **{f"ratchet.parent.{stage}": value for stage, value in parents.items()},
+        **environment_tags(origin.environments.get(output.stage)),
     }
     if output.stage in POLICY_STAGES:
         tags["method"] = output.stage
-    if commit is not None:
-        tags |= {"ratchet.git_commit": commit, "mlflow.source.git.commit": commit}
+    if origin.commit is not None:
+        tags |= {"ratchet.git_commit": origin.commit, "mlflow.source.git.commit": origin.commit}
     if output.live is not None:
         tags[KEY] = output.live[0]
     return tags
@@ -164,8 +185,7 @@ def _datasets(output: StageOutput) -> list[Any]:
     ]
 
 
-def _lock_entry(output: StageOutput) -> dict[str, Any]:
-    locked = output.locked
+def _lock_entry(locked: LockedStage) -> dict[str, Any]:
     return {
         "stage": locked.name,
         "cmd": locked.cmd,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlhf.errors import BadInput
+from tasks.dvc_locks import mend_run_cache, mend_rwlock
 from tasks.failures import Failure, Kind, StageError, forget_failure, read_failure
 from tasks.lock_file import LOCK_FILE, read_lock
 from tasks.process import Ended, run_supervised
@@ -84,6 +85,8 @@ def run_stage(
     pause = 0.5
     while True:
         forget_failure(root, name)
+        for sentence in (*mend_rwlock(root), *mend_run_cache(root)):
+            on_line(sentence)
         before = _lock_bytes(root)
         ended = run_supervised(
             command, cwd=root, env=env, on_line=_without_hints(on_line), cancelled=cancelled, pass_fds=pass_fds

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.config import Loader
+from rlhf.config import Loader, parse
 from rlhf.errors import BadInput
 
 
@@ -20,14 +20,7 @@ def load(text: str, *, file: str) -> Any:
     Raises:
         BadInput: the text is not valid YAML.
     """
-    loader = Loader(text)
-    loader.name = file
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise BadInput(f"{file}: not valid YAML ({error})") from error
-    finally:
-        loader.dispose()
+    return parse(text, file=file)
 
 
 def set_values(text: str, values: Mapping[str, Any], *, file: str) -> str:

@@ -9,6 +9,15 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 900
+PLANTED = {
+    "HF_TOKEN": "hf_" + "plantedSecret" * 2,
+    "AWS_SECRET_ACCESS_KEY": "sk-" + "plantedSecret" * 2,
+    "AWS_ACCESS_KEY_ID": "AKIA" + "PLANTED0SECRET00",
+    "MLFLOW_TRACKING_USERNAME": "planted-user-name",
+    "MLFLOW_TRACKING_PASSWORD": "planted-secret-password",
+    "RATCHET_JUDGE_KEY": "planted-secret-judge",
+}
+"""Secrets that every command of a test finds in its environment; tests/test_end_to_end.py looks for them in files."""
 
 
 def clone_project(project: Path, target: Path) -> Path:
@@ -38,7 +47,7 @@ def ratchet(root: Path, *words: str, code: int = 0) -> dict[str, Any]:
     result = subprocess.run(
         [sys.executable, "-m", "flows.cli", *words, "--json"],
         cwd=root,
-        env={**env, "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={**env, **PLANTED, "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,

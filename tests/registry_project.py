@@ -11,7 +11,7 @@ from rlhf.tokenizer import train_tokenizer
 from tests.tiny_project import command, dvc
 
 TEXTS = ["Hello, where is order 201?", "I sent a full refund.", "Sorry for the trouble. Please allow 5 days."]
-PROMPTS = [f"Hello, where is order {number}?" for number in range(201, 209)]
+PROMPTS = [f"Hello, where is order {number}?" for number in range(201, 297)]  # enough for the gate's margins
 
 DVC_YAML = """\
 stages:

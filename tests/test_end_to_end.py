@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clone import clone_project, ratchet
+from tasks.git import git
+from tasks.version_commit import version_record
+from tests.clone import PLANTED, clone_project, ratchet
+from tests.versioned_project import state_of
 
 STAGES = {"generate", "validate", "sft", "reward", "judge", "ppo", "dpo", "evaluate"}
 
@@ -63,6 +66,31 @@ def test_the_champion_is_registered_and_answers_from_another_folder(done: Path, 
     assert len(answer) > len("ANSWER ['x']")
 
 
+def test_a_version_says_what_it_was_computed_on_and_is_rebuilt_from_raw_data(done: Path) -> None:
+    commit = git(done, "rev-parse", "refs/tags/ratchet/policy/v1")
+    record = version_record(done, commit)
+    assert record is not None
+    trained_on = record.environments["sft"]
+    assert trained_on is not None
+    assert {"cpu", "instructions", "threads", "torch", "transformers", "tokenizers", "matmul"} <= set(trained_on)
+    before = state_of(done)
+    # The same commit but for what its message says of the machine, as if another library had been there.
+    message = git(done, "log", "-1", "--format=%B", commit)
+    there = f'"torch": {json.dumps(trained_on["torch"])}'
+    assert there in message
+    other = message.replace(there, '"torch": "1.0"').encode()
+    made = git(done, "commit-tree", f"{commit}^{{tree}}", "-p", f"{commit}^", "-F", "-", feed=other)
+    git(done, "update-ref", "refs/tags/ratchet/policy/v99", made)
+    found = ratchet(done, "reproduce", "policy/99")
+    assert found["equal"] is True
+    assert {row["stage"] for row in found["outputs"]} == {"generate", "validate", "sft"}
+    assert found["environment"]["sft"] == {"torch": ["1.0", trained_on["torch"]]}
+    assert found["unknown"] == []
+    assert not Path(found["folder"]).exists()
+    git(done, "update-ref", "-d", "refs/tags/ratchet/policy/v99")
+    assert state_of(done) == before
+
+
 def test_publishing_again_changes_nothing(done: Path) -> None:
     report = ratchet(done, "publish")
     assert report["published"] == []
@@ -94,3 +122,17 @@ def test_one_changed_parameter_retrains_only_what_needs_it(done: Path) -> None:
     params.write_text(params.read_text().replace("kl_coef: 0.2", "kl_coef: 0.15"))
     planned = {stage["name"]: stage["action"] for stage in ratchet(done, "plan")["stages"]}
     assert planned["ppo"] == "restore"
+
+
+def test_no_secret_of_the_environment_is_written_down(done: Path) -> None:
+    secrets = {name: value.encode() for name, value in PLANTED.items()}
+    looked, found = 0, []
+    for path in done.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not path.is_relative_to(done / ".git"):
+            looked += 1
+            content = path.read_bytes()
+            found += [f"{path.relative_to(done)}: {name}" for name, value in secrets.items() if value in content]
+    # The test's own source is in the clone; nothing else may hold one of them.
+    assert [place for place in found if not place.startswith("tests/")] == []
+    assert looked > 200
+    assert (done / ".ratchet/state/mlflow.db").is_file()

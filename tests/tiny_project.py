@@ -130,6 +130,15 @@ def copy_of(template: Path, folder: Path) -> Path:
     return folder
 
 
+def spoil(file: Path) -> None:
+    """Change the bytes of a file and not their number."""
+    mode = file.stat().st_mode
+    file.chmod(0o644)
+    data = file.read_bytes()
+    file.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    file.chmod(mode)
+
+
 def alive(pid: int) -> bool:
     """Tell whether a process lives; one that has ended and was not collected does not."""
     try:

@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     if args.prompt is not None and not args.prompt.strip():
         raise CommandError("ratchet chat: --prompt is empty, wanted a text for the model to answer")
     if args.prompt is None and getattr(args, "json", False):
-        raise CommandError("ratchet chat: --json needs --prompt, because a conversation is not one document")
+        raise CommandError(
+            "ratchet chat: --json needs --prompt, because a conversation is not one document; give both, or no --json"
+        )
     from rlhf.evaluation.reply import reply
 
     policy = open_policy(args.reference)

@@ -1,4 +1,4 @@
-"""`ratchet clean`: free what `.ratchet/tmp` holds; nothing outside it is ever touched."""
+"""`ratchet clean`: free what `.ratchet/tmp` holds, and unfinished copies in DVC's cache; nothing else is touched."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ ALWAYS = ("checkpoints", "logprobs", "tokens", "logs", "weights", "report")
 RECENT_SECONDS = 120
 """A checkpoint folder written to within this time belongs to a stage that may be running."""
 
+LONG_SECONDS = 3600
+"""An unfinished copy in the cache that nobody has written to for so long is nobody's."""
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
@@ -36,11 +39,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Remove what is not in use, and show it."""
+    from rlhf.checkpoint import disk_use
     from tasks.settings import project_root
 
     root = project_root()
     rows: list[dict[str, object]] = []
-    for path in _candidates(root / ".ratchet" / "tmp", everything=args.all_tmp):
+    for path in (*_candidates(root / ".ratchet" / "tmp", everything=args.all_tmp), *_torn(root)):
         count = _bytes(path)
         reason = in_use(path) or (None if args.all_tmp else resumable(root, path))
         if reason is None and not args.dry_run:
@@ -50,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
     verb = "would free" if args.dry_run else "freed"
     cells = [(row["path"], size(float(str(row["bytes"]))), row["kept"] or verb) for row in rows]
     text = f"{table(('path', 'size', ''), cells)}\n{verb} {size(freed)}" if rows else "nothing to free in .ratchet/tmp"
-    show(args, {"freed_bytes": freed, "dry_run": args.dry_run, "paths": rows}, text)
+    kept = disk_use(root / ".ratchet" / "tmp" / "checkpoints")
+    if kept:
+        text += f"\ncheckpoints now: {', '.join(f'{stage} {size(count)}' for stage, count in kept.items())}"
+    show(args, {"freed_bytes": freed, "dry_run": args.dry_run, "paths": rows, "checkpoints": kept}, text)
     return 0
 
 
@@ -69,6 +76,20 @@ def _candidates(tmp: Path, *, everything: bool) -> Iterator[Path]:
             yield from sorted(entry.iterdir())
         else:
             yield entry
+
+
+def _torn(root: Path) -> Iterator[Path]:
+    """List copies into DVC's cache that a killed process left unfinished; DVC names them `.SOMETHING.tmp`."""
+    from rlhf.errors import BadInput
+    from tasks.dvc_store import dvc_places
+
+    try:
+        cache = dvc_places(root).cache / "files" / "md5"
+    except BadInput:  # `ratchet doctor` tells
+        return
+    for file in sorted(cache.glob("*/.*.tmp")):
+        if file.is_relative_to(root) and time.time() - file.stat().st_mtime > LONG_SECONDS:
+            yield file
 
 
 def in_use(path: Path) -> str | None:

@@ -56,6 +56,7 @@ def examine_all(root: Path) -> list[Check]:
         ("model cache", machine.model_cache),
         ("git", lambda: health.git(root)),
         ("dvc", lambda: health.dvc(root)),
+        ("cache", lambda: health.cache(root)),
         ("remote", lambda: health.remote(root)),
         ("writable", lambda: health.writable(root)),
         ("params.yaml", lambda: health.settings(root)),

@@ -35,19 +35,40 @@ def run(args: argparse.Namespace) -> int:
 
 def verdict_lines(verdict: Verdict) -> list[str]:
     """Lay a verdict out for people."""
-    lines = [f"{'yes' if verdict.promote else 'no'}: {verdict.sentence}"]
+    head = "" if verdict.outcome == "undecided" else "yes: " if verdict.promote else "no: "
+    lines = [head + verdict.sentence]
     if verdict.reasons:
         rows = [
             (
                 rule.name,
                 rule.value,
                 "-" if rule.low is None else f"{rule.low:.3f} to {rule.high:.3f}",
+                "-" if rule.coverage is None else f"{100 * rule.coverage:.4g}%",
                 f"{rule.bound} {rule.direction} {rule.threshold:g}",
-                "ok" if rule.ok else "note" if rule.soft else "fails",
+                "ok" if rule.verdict == "holds" else rule.verdict,
             )
             for rule in verdict.reasons
         ]
-        lines.append(table(["rule", "value", "interval", "wanted", "result"], rows))
+        lines.append(table(["rule", "value", "interval", "coverage", "wanted", "result"], rows))
+        lines += [f"{rule.name}: {rule.detail}" for rule in verdict.reasons if rule.p_value is not None]
+    if verdict.slices:
+        shown = [
+            (
+                one.field,
+                one.value,
+                one.prompts,
+                one.rate,
+                f"{one.low:.3f} to {one.high:.3f}",
+                "ok" if one.ok else "fails",
+            )
+            for one in verdict.slices
+        ]
+        lines.append(table(["slice", "", "prompts", "win rate", "interval", "result"], shown))
+    if verdict.look is not None and verdict.error is not None:
+        lines.append(
+            f"look {verdict.look} at this {'champion' if verdict.champion else 'place'}: an equal challenger passes "
+            f"with a chance of at most {100 * verdict.error:.2g}%"
+        )
     if not verdict.promote and verdict.mode != "enforce":
         lines.append(
             f"the gate is in mode {verdict.mode}, so `ratchet promote {verdict.challenger}` would do it anyway"

@@ -14,8 +14,11 @@ from flows.output import duration, note, show
 from flows.run_lock import run_lock
 
 if TYPE_CHECKING:
-    from flows.retrain import Outcome
+    from flows.outcome import Outcome
     from tasks.graph import Graph, PlannedStage
+
+CLIENT_RETRIES = "2"
+"""Prefect doubles its pause after each attempt; its own five would hold a run whose server is gone for minutes."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -82,7 +85,7 @@ def _plan(root: Path, args: argparse.Namespace) -> tuple[Graph, list[PlannedStag
 def _nothing_to_do(root: Path, planned: list[PlannedStage]) -> bool:
     from tasks.publish_ledger import pending
 
-    return all(stage.action == "cached" for stage in planned) and not pending(root)
+    return all(stage.action == "cached" and not stage.damage for stage in planned) and not pending(root)
 
 
 def _calm(planned: list[PlannedStage], seconds: float) -> list[str]:
@@ -109,6 +112,7 @@ def _require_sources(root: Path, graph: Graph) -> None:
 
 
 def _execute(root: Path, args: argparse.Namespace, server: Any) -> Outcome:
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", CLIENT_RETRIES)
     if server:
         os.environ["PREFECT_API_URL"] = server.api_url  # until `applied_environment` ends
     # Imported here, while the server starts: Prefect takes most of a second.
@@ -119,12 +123,15 @@ def _execute(root: Path, args: argparse.Namespace, server: Any) -> Outcome:
         server.wait()
         note(f"this run in a browser, while it lasts: {server.ui_url}")
     with choose_display(root) as display:
+        if server:
+            server.say = display.note
         return execute(
             root,
             until=args.until,
             force=args.force,
             promote=not args.no_promote,
             display=display,
+            local_server=server is not None,
         )
 
 
@@ -136,6 +143,8 @@ def _report(root: Path, args: argparse.Namespace, outcome: Outcome, seconds: flo
     show(args, document, as_text(document))
     if outcome.stopped_by is not None:
         note("stopped; `ratchet run` goes on from the checkpoints")
+    elif outcome.cancelled:
+        note("cancelled in Prefect; `ratchet run` goes on from the checkpoints")
     for failure in outcome.failures.values():
         if failure.kind != "cancelled":
             note(f"error: {failure.stage}: {failure.sentence}; all it said is in .ratchet/tmp/logs/{failure.stage}.log")

@@ -102,9 +102,11 @@ def _project(methods: list[str], model: str | None) -> tuple[Mapping[str, Any] |
 
     if model is not None:
         return None, shape_by_name(model)
+    from tasks.params_check import require_valid
     from tasks.settings import project_root
 
     root = project_root()
+    require_valid(root)
     params = read_project(root)
     return params, shape_in(params, root)
 

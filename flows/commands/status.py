@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.output import duration, show, table
+from flows.output import duration, show, size, table
 from flows.run_lock import Holder, holder
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show how things stand."""
+    from rlhf.checkpoint import disk_use
     from tasks.graph import plan
     from tasks.publish_ledger import pending
     from tasks.settings import applied_environment, project_root
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         "running": {"pid": running.pid, "since": running.started} if running else None,
         "stages": stages,
         "unpublished": pending(root),
+        "checkpoints": disk_use(root / ".ratchet" / "tmp" / "checkpoints"),
         **registry,
     }
     show(args, document, _lines(document, running))
@@ -61,6 +63,7 @@ def _stage(root: Path, stage: PlannedStage, running: Holder | None) -> dict[str,
         "name": stage.name,
         "state": "running" if busy else STATES[stage.action],
         "reasons": [str(reason) for reason in stage.reasons],
+        "damage": [f"{damage.path} is {damage}" for damage in stage.damage if not damage.nowhere],
         "last_run": timing.finished if timing else None,
         "seconds": timing.seconds if timing else None,
         "peak_mb": timing.peak_mb if timing else None,
@@ -127,6 +130,10 @@ def _lines(document: dict[str, Any], running: Holder | None) -> list[str]:
         lines.append(document["registry"])
     if document["unpublished"]:
         lines.append(f"to be published: {', '.join(document['unpublished'])}; `ratchet publish` does it")
+    lines += [f"{stage['name']}: {damage}" for stage in document["stages"] for damage in stage["damage"]]
+    if document["checkpoints"]:
+        taken = ", ".join(f"{stage} {size(count)}" for stage, count in document["checkpoints"].items())
+        lines.append(f"checkpoints: {taken}; `ratchet clean` frees those that no run would resume from")
     if any(stage["state"].startswith("stale") for stage in document["stages"]):
         lines.append("`ratchet plan` says why a stage is stale, `ratchet run` brings all up to date")
     return lines

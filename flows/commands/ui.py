@@ -17,6 +17,7 @@ from typing import Any
 
 from flows.errors import CommandError
 from flows.output import note, show
+from rlhf.errors import one_line
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as running:
         mlflow: subprocess.Popen[bytes] | None = None
         if not own_mlflow:
-            pages["mlflow"] = store
+            pages["mlflow"] = one_line(store)
         else:
             mlflow = _start_mlflow(root, store, args.mlflow_port)
             running.callback(_stop, mlflow)
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             server.wait()
             pages["prefect"] = server.ui_url
         else:
-            pages["prefect"] = os.environ["PREFECT_API_URL"].removesuffix("/api")
+            pages["prefect"] = one_line(os.environ["PREFECT_API_URL"].removesuffix("/api"))
         if mlflow is not None:
             _wait(mlflow, f"{pages['mlflow']}/health", root)
         show(args, pages, [f"Prefect  {pages['prefect']}", f"MLflow   {pages['mlflow']}"])
@@ -89,14 +90,19 @@ def _start_mlflow(root: Path, store: str, port: int) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     launcher = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), "5.0"]
     artifacts = str(state_dir(root) / "mlflow-artifacts")
-    command = ["-P", "-m", "mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(port)]
+    command = ["-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     # One worker and no job runners: a page for one person needs half a gigabyte, not more.
     options = ["--workers", "1", "--artifacts-destination", artifacts]
     with log.open("wb") as stream:
         return subprocess.Popen(
             [*launcher, sys.executable, *command, *options],
             cwd=root,
-            env={**environment(root), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            # Not on the command line, which everybody on this machine can read: an address may hold a password.
+            env={
+                **environment(root),
+                "MLFLOW_BACKEND_STORE_URI": store,
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.data.raw_files import rows
 from rlhf.data.readers import READERS
-from rlhf.data.records import RowError
+from rlhf.data.records import RowError, shorten
 from rlhf.errors import BadInput
 
 SAMPLE = 100
@@ -63,6 +63,9 @@ def _first_fit(row: Mapping[str, Any]) -> str | None:
 
 def _unknown(path: Path, sample: Sequence[Mapping[str, Any]]) -> str:
     columns = Counter(name for row in sample for name in row)
-    names = ", ".join(name for name, _ in columns.most_common(8))
-    shapes = "; ".join(f"{name}: {reader.shape}" for name, reader in READERS.items())
-    return f"{path}: has the columns {names}, which no known format has; known are {shapes}"
+    names = ", ".join(shorten(name) for name, _ in columns.most_common(8))
+    return (
+        f"{path}: has {f'the columns {names}, which no known format has' if names else 'rows without columns'}; wanted "
+        "for example prompt, chosen and rejected, or prompt and response (docs/your-own-data.md has all formats: "
+        f"{', '.join(READERS)}), so rename the columns"
+    )

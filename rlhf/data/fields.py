@@ -1,5 +1,6 @@
 """What all readers share: a row's columns, of which each reader takes some, and what a reader is."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -32,11 +33,14 @@ class Fields:
         return self._left.pop(name, None)
 
     def take_number(self, name: str) -> float | None:
-        """Take a column if it holds a number, NaN included; anything else stays where it is."""
+        """Take a column if it holds a number, NaN included; anything else stays where it is.
+
+        A whole number too large for a float is an infinity, which no contract admits.
+        """
         value = self._left.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        return float(self._left.pop(name))
+        return as_float(self._left.pop(name))
 
     def take_text(self, name: str) -> str | None:
         """Take a column if it holds text; anything else stays where it is."""
@@ -48,6 +52,14 @@ class Fields:
         # A record that was canonical once has its leftovers in `meta` already; they are not nested again.
         meta = {**rest.pop("meta"), **rest} if isinstance(rest.get("meta"), dict) else rest
         return kind, with_origin(kind, record, source="", identity=self._left.get("id"), meta=meta)
+
+
+def as_float(value: float) -> float:
+    """A number as a float; a whole number beyond all floats is an infinity of its sign."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,10 @@ def instruction_prompt(fields: Fields) -> list[Message]:
     before: list[Message] = []
     if isinstance(system := fields.take("system"), str) and system.strip():
         before.append({"role": "system", "content": system})
-    for index, turn in enumerate(fields.take("history") or []):
+    history = fields.take("history") or []
+    if not isinstance(history, list):
+        raise RowError("history", history, "not a list of questions and answers")
+    for index, turn in enumerate(history):
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
             raise RowError(f"history[{index}]", turn, "not a question and an answer")
         before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]

@@ -10,7 +10,7 @@ from rlhf.data.detect import Detected, detect
 from rlhf.data.raw_files import Numbered, rows
 from rlhf.data.readers import READERS
 from rlhf.data.records import Kind, Record, RowError, encode, shorten
-from rlhf.errors import BadInput
+from rlhf.errors import BadInput, one_line
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def canonical(numbered: Iterable[Numbered], name: str, format: str) -> Iterator[
                 record["source"] = name
                 yield Row(kind, record, encode(record), name, number)
         except RowError as error:
-            yield Refused(name, number, error.field, shorten(error.value), error.reason)
+            yield Refused(name, number, one_line(error.field), shorten(error.value), error.reason)
 
 
 def useless(path: Path, detected: Detected, refused: Iterable[Refused]) -> BadInput:

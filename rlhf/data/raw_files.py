@@ -19,6 +19,10 @@ SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 HEAD = 1 << 16
 """Bytes at the beginning of a file that decide what it is."""
 
+DEEPEST = 100
+"""Lists and objects inside each other that a row may have; parsers and writers give up somewhere beyond."""
+TOO_DEEP = "nested too deeply"
+
 Numbered: TypeAlias = tuple[int, dict[str, Any] | RowError]
 Unread: TypeAlias = tuple[int, Any]
 """A row's number, and a line of bytes or an item of a JSON array."""
@@ -41,7 +45,16 @@ def find_files(raw: Path, names: tuple[str, ...]) -> list[tuple[str, Path]]:
         raise BadInput(f"params.yaml: validate.files is empty; name at least one file in {raw} ({_inventory(raw)})")
     found: dict[str, Path] = {}
     for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        parts = Path(name).parts
+        if (
+            not name.strip()
+            or not name.isprintable()
+            or any(part.startswith((".", "-")) for part in parts if part != "..")
+        ):
+            raise BadInput(
+                f"params.yaml: validate.files names {name!r}, wanted names that do not begin with . or -; rename it"
+            )
+        if Path(name).is_absolute() or ".." in parts:
             raise BadInput(
                 f"params.yaml: validate.files names {name!r}, which leads out of {raw}; "
                 "bring the file in with `ratchet ingest FILE --as NAME`"
@@ -107,6 +120,8 @@ def parsed(found: Iterable[Unread]) -> Iterator[Numbered]:
 
 def _open(path: Path) -> BinaryIO | gzip.GzipFile:
     try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path}: is a folder, a pipe or a device; wanted a file of rows")
         stream = path.open("rb")
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); check its name and rights") from error
@@ -139,7 +154,10 @@ def _array(path: Path, content: bytes) -> Iterator[Unread]:
             "read; mend it, or store one object a line"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: JSON that cannot be read ({_first_line(error)})") from error
+        raise BadInput(
+            f"{path}: JSON that cannot be read ({_first_line(error)}); mend it, or store one object a line, so that "
+            "only such rows are refused"
+        ) from error
     if not items:
         raise BadInput(f"{path}: is an empty JSON array; wanted rows")
     yield from enumerate(items, start=1)
@@ -174,7 +192,7 @@ class _Parser:
             return RowError("row", f"{error.msg}, column {error.colno}: {line.decode().strip()}", "broken JSON")
         except (ValueError, RecursionError) as error:
             return RowError("row", f"{_first_line(error)}: {line.decode().strip()}", "JSON that cannot be read")
-        if self._repeats or not isinstance(item, dict):
+        if self._repeats or not isinstance(item, dict) or line.count(b"[") + line.count(b"{") > DEEPEST:
             self._repeats = False
             return _checked(item)
         return item
@@ -190,19 +208,28 @@ class _Parser:
 def _checked(item: Any) -> dict[str, Any] | RowError:
     if not isinstance(item, dict):
         return RowError("row", item, "not a JSON object")
-    if isinstance(item, _Repeated) or any(map(_repeats, item.values())):
-        return RowError("row", dict(item), "a key stands twice")
-    return item
+    fault = _fault(item)
+    # What is nested too deeply to be checked cannot be shown either.
+    return item if fault is None else RowError("row", list(item) if fault == TOO_DEEP else dict(item), fault)
 
 
-def _repeats(value: Any) -> bool:
-    if isinstance(value, dict):
-        return isinstance(value, _Repeated) or any(map(_repeats, value.values()))
-    return isinstance(value, list) and any(map(_repeats, value))
+def _fault(item: dict[str, Any]) -> str | None:
+    """What is wrong with the shape of an object; looked for without recursion, which has a limit of its own."""
+    level: list[Any] = [item]
+    for _ in range(DEEPEST):
+        if any(isinstance(value, _Repeated) for value in level):
+            return "a key stands twice"
+        inside = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for values in inside for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return None
+    return TOO_DEEP
 
 
 def _first_line(error: BaseException) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0].split(";")[0]
+    if isinstance(error, RecursionError):
+        return TOO_DEEP
+    return "a whole number of thousands of digits" if "digits" in str(error) else str(error).splitlines()[0]
 
 
 def _nothing_there(raw: Path, name: str) -> str:

@@ -21,6 +21,8 @@ from hashlib import sha256
 from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]  # CPython's, not in its types
 from typing import Any, Literal, TypeAlias
 
+from rlhf.errors import one_line
+
 Kind: TypeAlias = Literal["demonstration", "pair", "ranking", "judgement", "prompt", "probe"]
 Message: TypeAlias = dict[str, str]
 Record: TypeAlias = dict[str, Any]
@@ -200,7 +202,7 @@ def encode(record: Record) -> str:
 def shorten(value: object) -> str:
     """A value as it is shown to people: at most `SHOWN` characters, on one line."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(text[: 2 * SHOWN].split())
+    text = one_line(" ".join(text[: 2 * SHOWN].split()))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 

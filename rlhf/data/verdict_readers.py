@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.data.conversations import as_answer, as_messages, as_prompt, is_transcript, last_answer
-from rlhf.data.fields import Fields, Found, Row, has, instruction_prompt
+from rlhf.data.fields import Fields, Found, Row, as_float, has, instruction_prompt
 from rlhf.data.records import Message, RowError, judgement, ranking
 
 COMPLETIONS = ("completions", "answers")
@@ -42,7 +42,7 @@ def read_scored_completions(row: Row) -> Found:
     """A ranking from answers that carry a score (UltraFeedback) or a rank each."""
     fields = Fields(row)
     prompt = _prompt(fields)
-    name = next(name for name in COMPLETIONS if name in row)
+    name = next((name for name in COMPLETIONS if name in row), COMPLETIONS[0])
     entries = fields.need(name)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise RowError(name, entries, "not a list of answers")
@@ -129,7 +129,7 @@ def _finite(values: Sequence[Any], field: str) -> list[float]:
     for value in values:
         if not _is_number(value):
             raise RowError(field, value, "not a number")
-        if not math.isfinite(value):
+        if not math.isfinite(as_float(value)):
             raise RowError(field, value, "not a finite number")
     return [float(value) for value in values]
 

@@ -59,7 +59,7 @@ def main(
         StageFailed: training diverged.
     """
     # 1. The policy, what it learns from, and a few held-out prompts.
-    make_reproducible(seed)
+    make_reproducible(seed, deterministic=config.engine.deterministic)
     matmul.choose(config.engine.matmul)
     device = choose_device()
     tokenizer, policy = load_tokenizer(sft), load_policy(sft, device=device)

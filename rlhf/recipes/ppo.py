@@ -75,7 +75,7 @@ def main(
         StageFailed: training diverged.
     """
     # 1. Roles: the policy, the frozen reference it started from, the signals that score, and values where needed.
-    make_reproducible(seed)
+    make_reproducible(seed, deterministic=config.engine.deterministic)
     matmul.choose(config.engine.matmul)
     device, rows = choose_device(), config.micro_batch or config.step_rollouts
     for sentence in cautions(config):

@@ -9,7 +9,6 @@ lies in the folder itself, the others, of other seeds, lie in `member-1`, `membe
 """
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rlhf.errors import BadInput
 from rlhf.models import context_length, count_parameters, load_policy
 from rlhf.monitor import Monitor
 from rlhf.normaliser import reference_moments
-from rlhf.outputs import read_jsonl, write_metrics
+from rlhf.outputs import folder_writer, read_jsonl, write_metrics
 from rlhf.preferences import Pair, Ranking, encode_pairs, encode_rankings
 from rlhf.record_file import RecordFile
 from rlhf.reward_config import Config
@@ -71,7 +70,7 @@ def main(
         StageFailed: training diverged.
     """
     # 1. Records, policy, token ids
-    make_reproducible(seed)
+    make_reproducible(seed, deterministic=config.engine.deterministic)
     matmul.choose(config.engine.matmul)
     tokenizer = load_tokenizer(sft)
     policy = load_policy(sft, device=choose_device())
@@ -157,9 +156,8 @@ def main(
 def _save(trained: RewardModel, folder: Path, work: Work) -> None:
     """Write a member; the first one makes the folder, without members of an earlier run."""
     if distributed.is_main():
-        for old in folder.glob("member-*"):
-            shutil.rmtree(old)
-        trained.save(folder, work.tokenizer)
+        with folder_writer(folder) as temporary:
+            trained.save(temporary, work.tokenizer)
 
 
 def _if_there(file: Path) -> Sequence[dict[str, Any]]:

@@ -151,7 +151,7 @@ def main(
         StageFailed: training diverged.
     """
     # 1. Records, tokenizer, model, token ids
-    make_reproducible(seed)
+    make_reproducible(seed, deterministic=config.engine.deterministic)
     matmul.choose(config.engine.matmul)
     records = {split: RecordFile(demonstrations / f"{split}.jsonl") for split in SPLITS}
     if not records["train"]:

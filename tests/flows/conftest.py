@@ -1,9 +1,11 @@
 """Projects that the tests of flows start from."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from flows.server import LocalServer
 from tests.tiny_project import copy_of, dvc, make_project
 
 
@@ -25,3 +27,12 @@ def new_project(templates: dict[str, Path], tmp_path: Path) -> Path:
 def finished_project(templates: dict[str, Path], tmp_path: Path) -> Path:
     """A project in which everything is up to date."""
     return copy_of(templates["finished"], tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    root = tmp_path_factory.mktemp("server")
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    with LocalServer(root) as server:
+        server.wait()
+        yield server

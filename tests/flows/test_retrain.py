@@ -1,85 +1,19 @@
 """The flow for real: a Prefect server, DVC stages as processes, the command in a process of its own."""
 
-import json
 import os
 import re
-import signal
 import subprocess
-import sys
-import threading
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from flows.retrain import Outcome, run_name, stopped_by_signals
+from flows.retrain import run_name
 from flows.server import LocalServer
-from tests.tiny_project import alive, count, edit, wait_for
+from tests.ratchet_run import ask, run, statuses, tasks_of
+from tests.tiny_project import count, edit
 
 pytest_plugins = ["tests.registry_fixtures"]
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    root = tmp_path_factory.mktemp("server")
-    (root / "dvc.yaml").write_text("stages: {}\n")
-    with LocalServer(root) as server:
-        server.wait()
-        yield server
-
-
-def start(root: Path, server: LocalServer, *arguments: str) -> "subprocess.Popen[str]":
-    env = {**os.environ, "PREFECT_API_URL": server.api_url, "RATCHET_ROOT": str(root)}
-    command = [sys.executable, "-m", "flows.cli", "run", *arguments]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def run(root: Path, server: LocalServer, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    code, out, err = ended(start(root, server, "--json", *arguments))
-    return code, json.loads(out), err
-
-
-def ask(server: LocalServer, what: str, **criteria: object) -> list[dict[str, Any]]:
-    body = json.dumps(criteria).encode()
-    request = urllib.request.Request(
-        f"{server.api_url}/{what}/filter", data=body, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        found: list[dict[str, Any]] = json.load(answer)
-        return found
-
-
-def tasks_of(server: LocalServer, run_id: str) -> dict[str, dict[str, Any]]:
-    """Return the task runs of a flow run by name; events reach the database a moment later."""
-
-    def found() -> dict[str, dict[str, Any]]:
-        criteria = {"flow_runs": {"id": {"any_": [run_id]}}}
-        return {task["name"]: task for task in ask(server, "task_runs", **criteria)}
-
-    wait_for(
-        lambda: bool(found()) and all(task["end_time"] or task["state_type"] == "PENDING" for task in found().values())
-    )
-    return found()
-
-
-def statuses(document: dict[str, Any]) -> dict[str, str]:
-    return {stage["name"]: stage["status"] for stage in document["stages"]}
-
-
-def pid_of(root: Path, stage: str) -> int:
-    path = root / ".ratchet" / "tmp" / f"pid-{stage}"
-    wait_for(lambda: path.is_file() and path.read_text().isdigit(), seconds=60)
-    return int(path.read_text())
 
 
 def test_a_run_and_a_run_with_nothing_to_do(new_project: Path, server: LocalServer) -> None:
@@ -138,31 +72,6 @@ def test_a_killed_stage_is_tried_again(new_project: Path, server: LocalServer) -
     assert count(new_project, "first") == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_leaves_no_process(new_project: Path, server: LocalServer, number: int, code: int) -> None:
-    edit(new_project, "word: one, fail: no, sleep: 0.0", "word: one, fail: no, sleep: 100.0")
-    process = start(new_project, server, "--json")
-    stage = pid_of(new_project, "first")
-    process.send_signal(number)
-    found, out, err = ended(process)
-    assert found == code
-    assert statuses(json.loads(out))["first"] == "stopped"
-    assert "stopped; `ratchet run` goes on from the checkpoints" in err
-    assert not alive(stage)
-
-
-def test_a_killed_run_leaves_no_process_and_a_second_run_is_refused(new_project: Path, server: LocalServer) -> None:
-    edit(new_project, "word: one, fail: no, sleep: 0.0", "word: one, fail: no, sleep: 100.0")
-    process = start(new_project, server)
-    stage = pid_of(new_project, "first")
-    code, _, err = ended(start(new_project, server))
-    assert code == 1
-    assert f"another `ratchet run` is under way in {new_project} (process {process.pid}, since" in err
-    process.kill()
-    ended(process)
-    wait_for(lambda: not alive(stage))
-
-
 def test_what_was_made_is_published_and_promoted_once_mlflow_is_there(
     unpublished: Path, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,14 +96,3 @@ def test_a_flow_run_is_named_by_its_start_and_its_end(
 ) -> None:
     monkeypatch.setattr("flows.retrain.flow_run", SimpleNamespace(get_parameters=lambda: {"until": until}))
     assert re.fullmatch(rf"retrain \d{{4}}-\d\d-\d\d \d\d:\d\d{ending}", run_name())
-
-
-def test_handlers_are_given_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    stopping = threading.Event()
-    with stopped_by_signals(stopping) as received:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stopping.wait(5)
-    assert received == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert Outcome(stopped_by=received[0]).exit_code == 143

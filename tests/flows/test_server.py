@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -61,6 +62,37 @@ def test_it_answers_keeps_its_files_here_and_dies_with_a_killed_parent(root: Pat
     assert children
     wait_for(lambda: not any(alive(process) for process in (supervisor, *map(int, children))))
     assert (root / ".ratchet" / "state" / "prefect" / "prefect.db").is_file()
+
+
+def server_pid(server: LocalServer) -> int:
+    """The process that answers, below its supervisor."""
+    assert server._process is not None
+    (child,) = Path(f"/proc/{server._process.pid}/task/{server._process.pid}/children").read_text().split()
+    return int(child)
+
+
+def test_a_server_that_is_killed_comes_back_with_what_it_knew_and_not_without_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.server.RESTARTS", 1)
+    said: list[str] = []
+    with LocalServer(root) as server:
+        server.say = said.append
+        server.wait()
+        url = server.api_url
+        body = json.dumps({"name": "kept"}).encode()
+        request = urllib.request.Request(f"{url}/flows/", data=body, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert json.load(answer)["name"] == "kept"
+        os.kill(server_pid(server), signal.SIGKILL)
+        wait_for(lambda: "the local Prefect server is back" in said, seconds=120)
+        assert server.api_url == url
+        with urllib.request.urlopen(f"{url}/flows/name/kept", timeout=30) as answer:
+            assert json.load(answer)["name"] == "kept"
+        os.kill(server_pid(server), signal.SIGKILL)
+        wait_for(lambda: len(said) == 3)
+    assert said[0] == "the local Prefect server was killed by signal 9; starting it again"
+    assert said[2] == "the local Prefect server ended 2 times; the stages go on without it, unrecorded there"
 
 
 def test_a_free_port_is_free() -> None:

@@ -1,6 +1,8 @@
 from pathlib import Path
 
-from flows.stage_tasks import StageRunner, _ranks, stage_needs
+from prefect.cache_policies import NO_CACHE
+
+from flows.stage_tasks import StageRunner, _ranks, stage_needs, stage_task
 from tasks.graph import Graph, PlannedStage, Stage, load_graph, plan_with_graph
 from tasks.timings import write_timing
 from tests.tiny_project import count, edit
@@ -94,4 +96,11 @@ def test_a_plan_that_is_cached_is_not_believed_after_a_change_upstream(finished_
     runner.run("left", lambda line: None)
     runner.run("right", lambda line: None)
     assert runner.run("last", lambda line: None).status == "run"
+    runner.close()
+
+
+def test_dvc_is_the_only_cache(finished_project: Path) -> None:
+    graph, planned = plan_with_graph(finished_project)
+    runner = StageRunner(finished_project, graph, planned, force=(), display=Recorder())
+    assert all(stage_task(name, runner).cache_policy is NO_CACHE for name in graph.order)
     runner.close()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.retrain import Outcome
+from flows.outcome import Outcome
 from flows.summary import as_markdown, as_text, collect, headline, next_commands, win_rates
 from tasks.failures import Failure
 from tasks.gate import Decision

@@ -1,11 +1,15 @@
+import hashlib
+import io
 import random
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rlhf.checkpoint import KEPT, Checkpoints, merge_ranks, prune, rng_state, set_rng_state
+from rlhf.checkpoint import KEPT, Checkpoints, disk_use, merge_ranks, prune, rng_state, set_rng_state
+from rlhf.errors import StageFailed
 
 
 @pytest.fixture
@@ -54,21 +58,91 @@ def test_a_torn_checkpoint_is_passed_over(keyed: Path, damage: str, caplog: pyte
     newest.write_bytes(data)
     state = checkpoints.load()
     assert state == {"step": 1}
-    assert "is torn" in caplog.text
+    assert "is torn or was changed" in caplog.text
 
 
-def test_a_pickle_inside_a_checkpoint_is_refused(keyed: Path) -> None:
-    import hashlib
-    import io
-    import pickle
+@pytest.mark.parametrize("trap", ["old", "pickle", "stage", "key"])
+def test_what_came_from_elsewhere_is_passed_over_and_pushes_nothing_out(
+    keyed: Path, trap: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints("sft")
+    checkpoints.save(1, {"step": 1})
+    checkpoints.save(2, {"step": 2})
+    for step in (8, 9):
+        if trap in ("old", "pickle"):
+            buffer = io.BytesIO()
+            torch.save({"state": {"step": step}, "settings": "{}"}, buffer)
+            digest, suffix = (
+                hashlib.sha256(buffer.getvalue()).hexdigest()[:32],
+                ".pt" if trap == "old" else ".safetensors",
+            )
+            (keyed / f"{step:09d}-{digest}{suffix}").write_bytes(buffer.getvalue())
+        else:
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setenv("RATCHET_KEY", "k2" if trap == "key" else "k1")
+                other = Checkpoints("ppo" if trap == "stage" else "sft")
+                other.save(step, {"step": step})
+            assert other.folder is not None
+            for file in other.folder.iterdir():
+                file.rename(keyed / file.name)
+    resumed = Checkpoints("sft")
+    assert resumed.load() == {"step": 2}
+    assert len([line for line in caplog.messages if "passing over it" in line]) == 2
+    resumed.save(3, {"step": 3})
+    assert sorted(int(file.name[:9]) for file in keyed.iterdir()) == [2, 3]
+    assert Checkpoints("sft").load() == {"step": 3}
 
-    buffer = io.BytesIO()
-    torch.save({"evil": Path}, buffer)
-    keyed.mkdir(parents=True)
-    name = f"{1:09d}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:32]}.pt"
-    (keyed / name).write_bytes(buffer.getvalue())
-    with pytest.raises(pickle.UnpicklingError):
-        Checkpoints("sft").load()
+
+def test_a_bad_file_of_the_same_step_does_not_hide_the_good_one(keyed: Path) -> None:
+    checkpoints = Checkpoints("sft")
+    checkpoints.save(2, {"step": 2})
+    for digit in "0f":
+        (keyed / f"000000002-{digit * 32}.safetensors").write_bytes(b"torn")
+    assert checkpoints.load() == {"step": 2}
+    checkpoints.save(3, {"step": 3})
+    assert sorted(file.stat().st_size > 4 for file in keyed.iterdir()) == [True, True]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_stage_with_one_sentence(
+    keyed: Path,
+) -> None:
+    checkpoints = Checkpoints("sft")
+    checkpoints.save(1, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(StageFailed, match=r"checkpoints/sft/k1: the checkpoint of step 2 cannot be .* free space"):
+            checkpoints.save(2, {"step": 2, "weights": torch.zeros(2**16)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints.load() == {"step": 1}
+    assert len(list(keyed.iterdir())) == 1
+
+
+def test_clearing_leaves_nothing_even_of_a_process_that_was_killed_while_it_cleared(keyed: Path) -> None:
+    checkpoints = Checkpoints("sft")
+    checkpoints.save(1, {"step": 1})
+    gone = keyed.with_name(".k1.gone")
+    keyed.rename(gone)  # as far as the other one came
+    assert Checkpoints("sft").load() is None
+    prune("sft", "k1")
+    assert not gone.exists()
+    checkpoints.save(1, {"step": 1})
+    checkpoints.clear()
+    checkpoints.clear()
+    assert list(keyed.parent.iterdir()) == []
+
+
+def test_disk_use_is_told_by_stage_and_bounded_by_what_is_kept(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disk_use() == {}
+    for key in ("k0", "k1", "k2"):
+        monkeypatch.setenv("RATCHET_KEY", key)
+        prune("sft", key)
+        for step in range(5):
+            Checkpoints("sft").save(step, {"weights": torch.zeros(1000)})
+    Checkpoints("ppo").save(1, {"weights": torch.zeros(1000)})
+    one = sum(file.stat().st_size for file in keyed.parent.parent.rglob("ppo/*/*"))
+    assert disk_use(keyed.parent.parent) == {"ppo": one, "sft": 2 * KEPT * one}
 
 
 def save_as(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, step: int, state: dict[str, object]) -> None:
@@ -117,6 +191,23 @@ def test_a_step_counts_only_when_every_rank_has_it(keyed: Path, monkeypatch: pyt
     save_as(monkeypatch, 0, 1, 4, {"step": 4})
     # Rank 0 keeps two files, so step 5 is gone there: what one process wrote is the newest that is whole.
     assert Checkpoints("sft").load() == {"step": 4}
+
+
+def test_a_step_that_one_rank_alone_has_pushes_out_none_that_all_have(
+    keyed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, steps in enumerate(((6, 7), (6,))):  # killed while they saved step 7
+        for step in steps:
+            save_as(monkeypatch, rank, 2, step, {"step": step})
+    monkeypatch.setattr("rlhf.distributed.gather_objects", lambda found: [found, [(6, 2)]])
+    monkeypatch.setenv("RANK", "0")
+    resumed = Checkpoints("sft")
+    assert resumed.load() == {"step": 6}
+    resumed.save(8, {"step": 8})
+    steps = sorted(int(file.name[:9]) for file in (keyed / "ranks-2/0").iterdir())
+    assert steps == [6, 8]
+    resumed.save(9, {"step": 9})
+    assert sorted(int(file.name[:9]) for file in (keyed / "ranks-2/0").iterdir()) == [8, 9]
 
 
 def test_the_newest_step_wins_whoever_wrote_it(keyed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,3 +49,12 @@ def test_one_seed_gives_one_sequence():
 
     assert draw() == draw()
     assert torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("gpu", "deterministic", "mode"), [(0, 1, 2), (0, 0, 2), (1, 1, 1), (1, 0, 0)])
+def test_only_a_gpu_may_take_kernels_whose_sums_come_in_any_order(monkeypatch, gpu, deterministic, mode):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpu))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    make_reproducible(5, deterministic=bool(deterministic))
+    assert torch.get_deterministic_debug_mode() == mode
+    assert torch.backends.cudnn.benchmark == (mode == 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import BadInput
-from rlhf.launch import environment, launch_settings, parse, stage_seed
+from rlhf.launch import Request, environment, keep_environment, launch_settings, parse, stage_seed
 
 RECIPE = """
 import os, time
@@ -166,3 +166,24 @@ def test_lack_of_memory_is_one_sentence(toy: Path) -> None:
         "toy: this computer ran out of memory; the last checkpoint is kept; it needs a smaller model, shorter "
         "sequences or more memory\n"
     )
+
+
+def test_what_a_stage_was_computed_on_is_kept_and_never_fails_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RATCHET_KEY", "ab")
+    Path("metrics.json").write_text("{}")
+    request = Request(stage="sft", recipe="sft", paths={"metrics": Path("metrics.json")}, borrowed={})
+    keep_environment(request)
+    (kept,) = Path(".ratchet/tmp/environments/sft").iterdir()
+    assert json.loads(kept.read_text())["key"] == "ab"
+    monkeypatch.setenv("RANK", "1")
+    kept.unlink()
+    keep_environment(request)  # the first rank alone writes it
+    assert not kept.exists()
+    monkeypatch.delenv("RANK")
+    kept.parent.rmdir()
+    kept.parent.write_text("in the way")
+    keep_environment(request)
+    assert "what sft was computed on could not be kept" in caplog.text

@@ -1,8 +1,10 @@
 import hashlib
 import json
+import resource
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -135,8 +137,36 @@ def test_a_folder_without_config_is_refused(tmp_path):
 def test_pickled_weights_are_refused(policy, tmp_path):
     policy.config.save_pretrained(tmp_path)
     torch.save(policy.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(BadInput, match="only pickle files"):
+    with pytest.raises(BadInput, match=r"pytorch_model\.bin: a pickle, .* delete it"):
         load_policy(tmp_path, device="cpu")
+
+
+def test_a_pickle_beside_the_weights_is_refused(policy, tokenizer, tmp_path):
+    save_policy(policy, tokenizer, tmp_path)
+    torch.save({"learning_rate": 0.1}, tmp_path / "training_args.bin")
+    with pytest.raises(BadInput, match=r"training_args\.bin: a pickle, .* delete it"):
+        load_policy(tmp_path, device="cpu")
+
+
+def test_a_pickle_in_the_snapshot_of_a_hub_model_is_refused(policy, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--a--b/snapshots" / ("0" * 40)
+    save_policy(policy, tokenizer, snapshot)
+    assert load_policy("a/b", device="cpu", revision="0" * 40).config.pad_token_id == tokenizer.pad_token_id
+    torch.save({}, snapshot / "pytorch_model.bin")
+    with pytest.raises(BadInput, match=r"pytorch_model\.bin: a pickle"):
+        load_policy("a/b", device="cpu", revision="0" * 40)
+
+
+def test_a_disk_that_is_full_is_named_with_the_folder(policy, tokenizer, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            save_policy(policy, tokenizer, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value.filename).startswith(str(tmp_path / "out"))
 
 
 def test_no_weights_at_all_are_refused(policy, tmp_path):
@@ -149,7 +179,7 @@ def test_torn_weights_are_refused_in_one_sentence(policy, tokenizer, tmp_path):
     save_policy(policy, tokenizer, tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BadInput, match="cannot be loaded") as caught:
+    with pytest.raises(BadInput, match=r"cannot be loaded|is not a whole safetensors file") as caught:
         load_policy(tmp_path, device="cpu")
     assert "\n" not in str(caught.value)
 
@@ -164,7 +194,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(policy, tokenizer, tmp_p
 
 def test_an_unknown_architecture_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "made_up"}))
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(BadInput, match="made_up"):
         load_policy(tmp_path, device="cpu")
 

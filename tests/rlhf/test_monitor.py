@@ -52,3 +52,34 @@ def test_without_a_key_no_file_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     monitor.log(1, loss=1.0)
     assert monitor.rows == [{"step": 1, "loss": 1.0}]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_live_row_that_cannot_be_written_names_its_file(live: Path) -> None:
+    monitor = Monitor("sft", 2)
+    live.unlink()
+    live.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '\.ratchet/tmp/live/sft/k1\.jsonl'"):
+        monitor.log(1, loss=0.5)
+
+
+def test_half_a_row_of_a_killed_process_is_cut_off(live: Path) -> None:
+    first = Monitor("sft", 5)
+    first.log(1, loss=1.0)
+    with live.open("a") as stream:
+        stream.write('{"step": 2, "lo')
+    second = Monitor("sft", 5)
+    second.restore(first.rows)
+    second.log(2, loss=2.0)
+    assert [row["step"] for row in read(live)] == [1, 2]
+
+
+def test_live_rows_that_were_lost_with_the_power_are_written_again(live: Path) -> None:
+    first = Monitor("sft", 5)
+    for step in (1, 2, 3):
+        first.log(step, loss=float(step))
+    lines = live.read_text().splitlines(keepends=True)
+    live.write_text(lines[0] + lines[1][:9])
+    second = Monitor("sft", 5)
+    second.restore(first.rows)
+    assert [(row["step"], row["loss"], row["total"]) for row in read(live)] == [(1, 1, 5), (2, 2, 5), (3, 3, 5)]

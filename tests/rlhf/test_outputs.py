@@ -1,10 +1,14 @@
 import json
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rlhf.errors import BadInput
-from rlhf.outputs import atomic_writer, read_jsonl, rounded, write_csv, write_jsonl, write_metrics
+from rlhf.outputs import atomic_writer, folder_writer, read_jsonl, rounded, write_csv, write_jsonl, write_metrics
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -12,6 +16,44 @@ def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> No
     path.write_text("old")
     with pytest.raises(TypeError), atomic_writer(path) as stream:
         stream.writelines(["half", 1])
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_beside_a_file_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".a.json.{dead.pid}-x1", f".a.json.{os.getppid()}-x2", f".b.json.{dead.pid}-x3", ".a.json.old-x4"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / f".a.json.{dead.pid}-x5").mkdir()
+    write_metrics(tmp_path / "a.json", {})
+    kept = {"a.json", f".a.json.{os.getppid()}-x2", f".b.json.{dead.pid}-x3", ".a.json.old-x4"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/old").write_text("old")
+    with pytest.raises(FileExistsError), folder_writer(tmp_path / "model") as folder:
+        (folder / "new").mkdir(), (folder / "new").mkdir()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/old"]
+    with folder_writer(tmp_path / "model") as folder:
+        (folder / "new").write_text("new")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/new"]
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_write_that_the_system_refuses_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_jsonl(path, ({"text": "x" * 100} for _ in range(1000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -124,6 +124,22 @@ def test_a_store_that_is_not_whole_is_never_seen(project, tokenizer, monkeypatch
     assert stores() == []
 
 
+@pytest.mark.parametrize("name", [*token_store.FILES, token_store.COUNTS])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_store_that_lost_bytes_with_the_power_is_made_again(project, tokenizer, caplog, name, damage):
+    rows = RecordFile(Path("rows.jsonl"))
+    expected = list(encode_pairs(tokenizer, rows, max_tokens=60))
+    file = FOLDER / stores()[0] / name
+    file.unlink()
+    if damage == "cut":
+        file.touch()
+    found = encode_pairs(tokenizer, rows, max_tokens=60)
+    assert isinstance(found, TokenRows)
+    assert list(found) == expected
+    assert ("cannot be read" in caplog.text) == (file.stat().st_size > 0)
+    assert len(stores()) == 1
+
+
 def test_when_another_process_was_faster_its_store_is_taken(project, tokenizer, monkeypatch):
     rows, own = RecordFile(Path("rows.jsonl")), token_store._fill
     expected = list(encode_pairs(tokenizer, rows, max_tokens=60))

@@ -1,11 +1,11 @@
 """A plan is judged by what DVC then does: every test runs the stages and compares."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tasks.cache_mend import mend
 from tasks.changes import differences
 from tasks.graph import plan
 from tasks.stage import Status, run_stage
@@ -91,13 +91,23 @@ def test_an_output_changed_by_hand_is_put_back(finished_project: Path) -> None:
     run_all(finished_project)
 
 
-def test_an_output_lost_from_the_cache_runs_again(finished_project: Path) -> None:
+def test_an_output_lost_from_the_cache_is_no_reason_to_run_while_the_work_tree_has_it(finished_project: Path) -> None:
     for path in (finished_project / ".dvc" / "cache" / "files").rglob("*"):
         if path.is_file() and path.read_bytes() == (finished_project / "last.txt").read_bytes():
-            os.chmod(path, 0o644)
             path.unlink()
-    assert reasons(finished_project, "last") == ["output last.txt is not in DVC's cache"]
-    assert actions(finished_project)["last"] == "run"
+    (said,) = reasons(finished_project, "last")
+    assert said.startswith("output last.txt is missing or damaged in DVC's cache (its file), `ratchet run` copies")
+    assert actions(finished_project)["last"] == "cached"
+    mend(finished_project, plan(finished_project), on_line=lambda line: None)
+    assert run_all(finished_project)["last"] == "cached"
+
+
+def test_an_output_that_is_nowhere_runs_again(finished_project: Path) -> None:
+    for path in (finished_project / ".dvc" / "cache" / "files").rglob("*"):
+        if path.is_file() and path.read_bytes() == (finished_project / "last.txt").read_bytes():
+            path.unlink()
+    (finished_project / "last.txt").unlink()
+    assert reasons(finished_project, "last") == ["output last.txt is missing"]
     assert run_all(finished_project)["last"] == "run"
 
 

@@ -1,5 +1,6 @@
 import io
 import logging
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,12 @@ def test_what_dvc_refuses_is_one_sentence(new_project: Path, tmp_path: Path) -> 
 
 def test_an_empty_graph() -> None:
     assert Graph(stages={}, order=()).until(None) == ()
+
+
+def test_git_ignores_what_dvc_and_the_stores_hold(project: Path) -> None:
+    graph = load_graph(project)
+    outputs = [path for stage in graph.stages.values() for path in stage.outs if not path.startswith("data/metrics/")]
+    paths = [*outputs, *graph.sources, ".ratchet/state/mlflow.db", ".ratchet/state/prefect/prefect.db"]
+    command = ["git", "check-ignore", "--no-index", *paths]
+    ignored = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False).stdout.split()
+    assert set(ignored) == set(paths)

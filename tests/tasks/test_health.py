@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks import health
+from tests.tiny_project import spoil
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,3 +161,18 @@ def test_settings_are_loaded_as_the_stages_will_load_them(tmp_path: Path) -> Non
 
 def test_the_settings_as_committed_are_valid() -> None:
     assert health.settings(ROOT).state == "ok"
+
+
+def test_every_byte_of_the_cache_is_looked_at(finished_project: Path) -> None:
+    found = health.cache(finished_project)
+    assert (found.state, found.found) == ("ok", "4 outputs and data folders, every byte intact")
+    text = (finished_project / "last.txt").read_bytes()
+    for file in (finished_project / ".dvc" / "cache" / "files").rglob("*"):
+        if file.is_file() and file.read_bytes() == text:
+            spoil(file)
+    assert health.cache(finished_project).state == "warn"  # the work tree has it
+    (finished_project / "last.txt").unlink()
+    found = health.cache(finished_project)
+    assert found.state == "fail"
+    assert "last.txt is missing or damaged" in found.found
+    assert "`ratchet run` mends" in found.remedy

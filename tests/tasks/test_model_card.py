@@ -8,6 +8,7 @@ def test_the_card_says_what_from_what_how_good_and_how_again() -> None:
         "ratchet.data.data/validated/prompts": "aa.dir",
         "ratchet.parent.reward": "reward-model/3 bb.dir",
         "ratchet.git_commit": "c" * 40,
+        "ratchet.env.cpu": "AMD EPYC",
     }
     card = model_card(tags, {"kl": 1.5}, {"seed": 7, "ppo": {"kl_coef": 0.05}}, {"end_rate": 0.95})
     assert "**ppo** `01234567`" in card
@@ -15,6 +16,7 @@ def test_the_card_says_what_from_what_how_good_and_how_again() -> None:
     assert "- reward: reward-model/3 bb.dir" in card
     assert "- seed 7\n- kl_coef 0.05\n- kl: 1.5" in card
     assert "answers that end by themselves: 0.95" in card
+    assert "### Computed on\n- cpu: AMD EPYC" in card
     assert "dvc repro ppo" in card
     assert "cccccccccccc" in card
 
@@ -22,6 +24,7 @@ def test_the_card_says_what_from_what_how_good_and_how_again() -> None:
 def test_sections_without_content_are_left_out() -> None:
     card = model_card({"ratchet.stage": "sft", "ratchet.output_md5": "ab.dir"}, {}, {})
     assert "### Data" not in card
+    assert "### Computed on" not in card
     assert "### Evaluation" not in card
 
 

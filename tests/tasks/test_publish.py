@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from tasks.dvc_store import dvc_places, object_path
+from tasks.git import git
 from tasks.lock_file import read_lock
 from tasks.mlflow_store import connect
 from tasks.publish import PublishReport, pending, publish
+from tasks.reproduce_target import version_lock
 from tasks.settings import state_dir, tracking_uri
 from tasks.stage_outputs import model_outputs
+from tasks.version_commit import version_record
 from tests.registry_project import fresh_copy, retrain
 
 pytest_plugins = ["tests.registry_fixtures"]
@@ -45,7 +48,12 @@ def test_every_version_has_a_run_and_lineage(published: Path) -> None:
     assert ppo.tags["method"] == "ppo"
     assert ppo.tags["ratchet.parent.sft"].startswith("policy/1 ")
     assert ppo.tags["ratchet.data.data/validated/demonstrations"].endswith(".dir")
-    assert len(ppo.tags["ratchet.git_commit"]) == 40
+    commit = ppo.tags["ratchet.git_commit"]
+    assert git(published, "rev-parse", "refs/tags/ratchet/policy/v2") == commit
+    assert version_lock(published, commit)["ppo"].outs["data/models/ppo"] == ppo.tags["ratchet.output_md5"]
+    record = version_record(published, commit)
+    assert record is not None
+    assert (record.stage, record.differences) == ("ppo", [])
     assert client.get_model_version("judge", "1").tags["ratchet.stage"] == "judge"
     run = client.get_run(ppo.run_id)
     assert run.info.status == "FINISHED"

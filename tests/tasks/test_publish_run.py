@@ -38,3 +38,16 @@ def test_parameters_are_flattened_with_texts_left_as_they_are() -> None:
     nested = {"ppo": {"clip": 0.2, "files": ["a", "b"], "name": "x"}, "seed": 1}
     found = dict(flat_params(nested))
     assert found == {"ppo.clip": "0.2", "ppo.files": '["a", "b"]', "ppo.name": "x", "seed": "1"}
+
+
+def test_lineage_and_what_it_was_computed_on_are_artifacts(published: Path) -> None:
+    client = connect(published)
+    run_id = client.get_model_version("policy", "2").run_id
+    lineage = json.loads(Path(client.download_artifacts(run_id, "dvc/lineage.json")).read_text())
+    assert set(lineage) == {"sft", "ppo"}
+    assert "data/models/sft" in lineage["sft"]["outs"]
+    # The stages of this project copy files and keep no record: unknown stays unknown.
+    assert json.loads(Path(client.download_artifacts(run_id, "environment.json")).read_text()) == {
+        "sft": None,
+        "ppo": None,
+    }

@@ -34,14 +34,14 @@ def test_the_file_of_the_project_is_understood(root: Path) -> None:
             r"gate.rules\[0\].above is 1.5, wanted a number from 0 to 1",
         ),
         ("name: kl, above", "name: lk, above", r"gate.rules\[3\].name is 'lk'"),
-        ("below: 1.5,", "below: 1.5, above: 1,", "has both or none of above and below"),
+        ("below: 1.5,", "below: 1.5, above: 1,", r"gate.rules\[2\] has above and below, wanted one of"),
         ("soft: true", "soft: maybe", "soft is 'maybe', wanted true or false"),
         ("resamples: 2000", "resamples: few", "gate.resamples is 'few', wanted a whole number from 100"),
         ("previous: previous", "previous: champion", "two entries of aliases have the same name"),
         ("champion: champion", "champion: v3", "which MLflow keeps for itself"),
         ("policy: policy", "policy: a/b", "models.policy is 'a/b', wanted a name without"),
         ("  seed: 1", "", "gate.seed is missing"),
-        ("gate:", "gate: [", "not YAML"),
+        ("gate:", "gate: [", "not valid YAML"),
     ],
 )
 def test_what_is_wrong_is_named(root: Path, old: str, new: str, said: str) -> None:

@@ -67,7 +67,7 @@ def test_an_unknown_key_is_refused() -> None:
 
 
 def test_broken_yaml_is_refused() -> None:
-    with pytest.raises(BadInput, match="p: not valid YAML"):
+    with pytest.raises(BadInput, match="p:1: not valid YAML"):
         load("a: [1", file="p")
     with pytest.raises(BadInput, match="the key 'a' stands twice"):
         load("a: 1\na: 2", file="p")

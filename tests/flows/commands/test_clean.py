@@ -110,3 +110,21 @@ def test_links_go_and_what_they_point_to_stays(project: Path, capsys: pytest.Cap
     assert not weights.exists()
     assert (project / "data/models/sft/model.safetensors").stat().st_size == 1000
     assert (project / ".ratchet/state/mlflow.db").stat().st_size == 1000
+
+
+def test_unfinished_copies_in_the_cache_go_once_nobody_writes_them(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = project / ".dvc" / "cache" / "files" / "md5" / "ab"
+    torn, fresh, whole = add(cache / ".x1.tmp"), add(cache / ".x2.tmp", when=time.time()), add(cache / "cdef")
+    assert clean(capsys) == {".dvc/cache/files/md5/ab/.x1.tmp": None}
+    assert (torn.exists(), fresh.exists(), whole.exists()) == (False, True, True)
+
+
+def test_what_checkpoints_take_is_shown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = stage_key("sft", (), read_params(project / "params.yaml"), project)
+    add(project / ".ratchet" / "tmp" / "checkpoints" / "sft" / key / "1.pt")
+    assert main(["clean"]) == 0
+    assert capsys.readouterr().out.endswith("checkpoints now: sft 1.0 kB\n")
+    assert main(["clean", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoints"] == {"sft": 1000}

@@ -8,7 +8,7 @@ import pytest
 from flows.cli import main
 from flows.run_lock import run_lock
 from tasks.timings import write_timing
-from tests.tiny_project import edit
+from tests.tiny_project import edit, spoil
 
 
 def test_status_for_a_person(finished_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +35,17 @@ def test_status_for_a_program_while_a_run_goes_on(finished_project: Path, capsys
     assert states == {"first": "fresh", "left": "fresh", "right": "running", "last": "fresh"}
     assert document["champion"] is None
     assert document["unpublished"] == []
+
+
+def test_damage_and_checkpoints_are_named(finished_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (finished_project / "last.txt").read_bytes()
+    for file in (finished_project / ".dvc" / "cache" / "files").rglob("*"):
+        if file.is_file() and file.read_bytes() == text:
+            spoil(file)
+    kept = finished_project / ".ratchet" / "tmp" / "checkpoints" / "left" / "key" / "1.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x" * 2000)
+    assert main(["status", "--root", str(finished_project)]) == 0
+    out = capsys.readouterr().out
+    assert "last: last.txt is missing or damaged in DVC's cache (its file), `ratchet run` copies" in out
+    assert "checkpoints: left 2.0 kB; `ratchet clean` frees those that no run would resume from" in out
