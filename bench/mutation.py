@@ -35,7 +35,11 @@ TARGETS = {
     "rlhf/kl.py": ("tests/rlhf/test_kl",),
     "rlhf/logprobs.py": ("tests/rlhf/test_logprobs",),
     "rlhf/masking.py": ("tests/rlhf/test_masking",),
+    "rlhf/evaluation/paired_tests.py": ("tests/rlhf/evaluation/test_paired_tests",),
+    "rlhf/evaluation/sample_size.py": ("tests/rlhf/evaluation/test_sample_size",),
+    "tasks/gate_measure.py": ("tests/tasks/test_gate_measure",),
     "tasks/gate_rules.py": ("tests/tasks/test_gate_rules",),
+    "tasks/gate_slices.py": ("tests/tasks/test_gate_slices",),
 }
 """Source -> beginnings of the names of the test files that are about it."""
 COPIED = ("rlhf", "tasks", "flows", "tests", "profiles", "params.yaml", "dvc.yaml", "pyproject.toml")

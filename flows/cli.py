@@ -250,7 +250,7 @@ def explain(error: Exception) -> tuple[str, int, bool]:
         return _one_line(getattr(error, "sentence", error)), code or 1, True
     cause = _storage_trouble(error)
     if cause is not None:
-        return cause, 1, True
+        return _one_line(cause), 1, True
     return f"unexpected {type(error).__name__}: {_one_line(error) or 'no message'}", 1, False
 
 

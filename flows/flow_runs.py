@@ -3,6 +3,7 @@
 `.ratchet/state/flow-runs/ID.json` exists from a flow run's start to its orderly end.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.prefect_api import ServerAway, ServerRefused, ask, set_state
+from flows.prefect_api import ServerAway, ServerRefused, ask, flow_run_state, set_state
 from rlhf.outputs import atomic_writer
 from tasks.owner import is_dead, owner
 from tasks.settings import state_dir
@@ -52,27 +53,34 @@ def begin(root: Path, run_id: str, *, local: bool) -> Path:
     return file
 
 
+def forget_if_over(root: Path, run_id: str) -> None:
+    """Remove the record of a flow run of which the server knows that it has ended, or knows nothing at all."""
+    with contextlib.suppress(ServerAway):  # the next run will tell it
+        if _is_over(run_id):
+            (_folder(root) / f"{run_id}.json").unlink(missing_ok=True)
+
+
 def dead(root: Path) -> list[FlowRun]:
     """Return the records whose process is gone."""
     return [run for run in _records(root) if is_dead(run.owner)]
 
 
 def close_dead(root: Path, *, local: bool) -> list[str]:
-    """Mark as crashed the flow runs whose process is gone, as far as the present server knows them.
+    """Mark as crashed the flow runs whose process is gone, unless the present server knows that they had ended.
 
     Args:
         root: the project's root.
         local: whether PREFECT_API_URL is our own server.
 
     Returns:
-        Their ids. A server that is away leaves the records for the next time.
+        Ids of those that had not. A server that is away leaves the records for the next time.
     """
     here = LOCAL if local else os.environ.get("PREFECT_API_URL", "")
     closed = []
     for run in [run for run in dead(root) if run.server == here]:
         try:
-            _crash(run.run_id)
-            closed.append(run.run_id)
+            if _crash(run.run_id):
+                closed.append(run.run_id)
         except ServerAway as error:
             log.info("the flow run %s cannot be marked as crashed now: %s", run.run_id, error)
             break
@@ -82,16 +90,24 @@ def close_dead(root: Path, *, local: bool) -> list[str]:
     return closed
 
 
-def _crash(run_id: str) -> None:
-    """End a flow run and its task runs in Prefect, unless they have ended."""
+def _is_over(run_id: str) -> bool:
+    try:
+        return flow_run_state(run_id) not in OPEN_STATES
+    except ServerRefused:
+        return True
+
+
+def _crash(run_id: str) -> bool:
+    """End a flow run and its task runs in Prefect, unless they have ended; returns whether the flow run had not."""
     wanted = {"flow_runs": {"id": {"any_": [run_id]}}}
     unfinished = {"state": {"type": {"any_": list(OPEN_STATES)}}}
     for task in ask("/task_runs/filter", {**wanted, "task_runs": unfinished}):
         set_state("task_runs", task["id"], "CRASHED", CRASHED)
-    state = ask(f"/flow_runs/{run_id}", method="GET")["state_type"]
+    state = flow_run_state(run_id)
     if state in OPEN_STATES:
         asked = state == "CANCELLING"
         set_state("flow_runs", run_id, "CANCELLED" if asked else "CRASHED", CRASHED)
+    return state in OPEN_STATES
 
 
 def _records(root: Path) -> Iterator[FlowRun]:

@@ -22,6 +22,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
+from flows import flow_runs
 from flows.outcome import Outcome
 from flows.progress import Display, LogDisplay
 from flows.stage_tasks import StageRunner, stage_task
@@ -86,6 +87,8 @@ def execute(
         # What is still queued has to leave before the server does.
         APILogWorker.drain_all(timeout=patience, at_exit=False)
         EventsWorker.drain_all(timeout=patience, at_exit=False)
+        if outcome.run_id:
+            flow_runs.forget_if_over(root, outcome.run_id)
     return outcome
 
 

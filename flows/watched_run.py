@@ -1,6 +1,5 @@
 """What surrounds a flow run from first to last: who may stop it, and who clears up if it is killed."""
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 
 from flows import flow_runs
 from flows.aftermath import guard, put_right
-from flows.prefect_api import ServerAway, ServerRefused, flow_run_state
 from flows.run_lock import run_lock
 from flows.stopping import Stop, die_with_worker, stopped_by_prefect, stopped_by_signals
 from tasks.live_record import lingering
@@ -39,15 +37,14 @@ def watched(root: Path, run_id: str, *, local: bool, say: Callable[[str], None])
             stack.enter_context(run_lock(root))  # `ratchet run` holds it already
         threading.Thread(target=_clear_up, args=(root, local, say), name="aftermath", daemon=True).start()
         guarding = stack.enter_context(guard(root))
-        record = flow_runs.begin(root, run_id, local=local)
+        flow_runs.begin(root, run_id, local=local)
         stack.enter_context(stopped_by_signals(stop))
         stack.enter_context(stopped_by_prefect(stop, run_id, say=say))
         try:
             yield stop
         finally:
+            # The record stays until Prefect has the run's last state, which comes later than this.
             guarding.needed = lingering() or stop.interrupted
-            if _server_knows(run_id):  # else the next run tells it
-                record.unlink(missing_ok=True)
 
 
 def _clear_up(root: Path, local: bool, say: Callable[[str], None]) -> None:
@@ -57,12 +54,3 @@ def _clear_up(root: Path, local: bool, say: Callable[[str], None]) -> None:
             say(sentence)
     except Exception as error:  # no run may fail for the sake of an old one
         log.warning("what earlier runs left open could not be put right: %s: %s", type(error).__name__, error)
-
-
-def _server_knows(run_id: str) -> bool:
-    with contextlib.suppress(ServerRefused):
-        try:
-            flow_run_state(run_id)
-        except ServerAway:
-            return False
-    return True

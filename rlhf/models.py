@@ -123,7 +123,7 @@ def load_pretrained(
         reason = " ".join(str(error).split())[:300]
         if "ignore_mismatched_sizes" in reason:
             reason = "config.json does not fit the shapes of the weights"
-        if isinstance(error, (TypeError, AttributeError, KeyError, IndexError)):
+        if isinstance(error, (TypeError, AttributeError, KeyError, IndexError)) or "<class " in reason:
             reason = "a setting in config.json or generation_config.json is of the wrong kind"
         raise BadInput(f"{folder}: the model cannot be loaded ({reason}); wanted a config and safetensors") from error
     if revision is not None and (config := cached_file(str(folder), "config.json", revision=revision)):

@@ -91,7 +91,7 @@ class RewardModel(nn.Module):
                 raise ValueError(f"pooling {pooling}, scale {scale}, mean {mean}, std {std}")
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise BadInput(
-                f"{path}: cannot be read as the settings of a reward model ({error!r}); wanted pooling, scale, mean "
+                f"{path}: cannot be read as the settings of a reward model ({type(error).__name__}); wanted pooling, scale, mean "
                 "and std, so run the stage that writes this folder again"
             ) from error
         trunk = load_pretrained(

@@ -99,7 +99,7 @@ def load_tokenizer(folder: Path | str, *, revision: str | None = None) -> PreTra
         )
     except Exception as error:  # the parser of tokenizer.json raises nothing more specific
         reason = str(error).strip().partition("\n")[0]
-        if isinstance(error, (TypeError, AttributeError, KeyError, IndexError)):
+        if isinstance(error, (TypeError, AttributeError, KeyError, IndexError)) or "<class " in reason:
             reason = "a setting in tokenizer.json or tokenizer_config.json is of the wrong kind"
         raise BadInput(f"{folder}: the tokenizer cannot be loaded ({reason}); give a folder that holds one") from error
     if tokenizer.eos_token_id is None:

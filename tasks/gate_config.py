@@ -38,6 +38,8 @@ class Gate:
     power: float = 0.8
     """Chance with which it should be found; behind the number of prompts that would do."""
     slices: SliceRule = SLICES
+    approval: bool = False
+    """Whether a good challenger waits for a person."""
 
 
 def read_gate(value: Any) -> Gate:
@@ -62,7 +64,11 @@ def read_gate(value: Any) -> Gate:
         for name, (low, high, whole) in ranges.items()
         if name in found
     }
+    approval = found.get("approval", False)
+    if not isinstance(approval, bool):
+        raise BadInput(f"{FILE}: gate.approval is {approval!r}, wanted true or false")
     gate = Gate(
+        approval=approval,
         mode=one_of("gate.mode", found["mode"], get_args(Mode)),
         first_champion=one_of("gate.first_champion", found["first_champion"], get_args(FirstChampion)),
         rules=tuple(_rule(index, entry) for index, entry in enumerate(found["rules"])),

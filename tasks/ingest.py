@@ -295,4 +295,5 @@ def _architecture(folder: Path) -> str:
 
 def _reason(error: Exception) -> str:
     """What an exception says, as part of a sentence."""
-    return shorten(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
+    said = shorten(" ".join(str(error).split()).rstrip("."))
+    return said if said and "<class " not in said else "a setting of the wrong kind"

@@ -6,7 +6,6 @@ from pathlib import PurePath
 from typing import Any
 
 from rlhf.errors import BadInput, secret_in
-from rlhf.starting_point import MOVING
 
 SCRATCH = "scratch"
 SECRET_NAMES = re.compile(r"(?i)(?:^|_)(?:password|passwd|secret|api_?key|access_?key|auth_?token|token|credentials?)$")
@@ -50,6 +49,8 @@ def require_pinned(name: str, revision: Any, file: str) -> None:
         )
     if "/" not in name:
         return
+    from rlhf.starting_point import MOVING  # here, since it brings torch with it
+
     if revision is None or str(revision).strip().lower() in MOVING or "refs/" in str(revision):
         said = "is empty" if revision is None else f"is {str(revision)!r}, which moves"
         raise BadInput(

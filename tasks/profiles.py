@@ -185,7 +185,7 @@ def requests_of_stages(root: Path) -> dict[str, Request]:
 def _lookup(params: Mapping[str, Any], key: str, file: str) -> Any:
     flat = _flat(params)
     if key not in flat and key not in params:
-        raise BadInput(f"{file}: missing key {key}, which another stage takes a setting from")
+        raise BadInput(f"{file}: missing key {key}, which another stage takes a setting from; add it")
     return flat.get(key, params.get(key))
 
 

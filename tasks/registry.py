@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import BadInput
 from tasks.dvc_store import keep_weights
-from tasks.history import Action, Move, append_move, champions_in_force, now, read_moves, who, with_discrepancies
+from tasks.history import (
+    Action,
+    Move,
+    append_move,
+    begin_move,
+    begun_move,
+    champions_in_force,
+    end_move,
+    now,
+    read_moves,
+    tag_of,
+    who,
+    with_discrepancies,
+)
 from tasks.live_run import OUTPUT, STAGE
-from tasks.mlflow_store import connect, exclusive, translated
+from tasks.promotion_lock import TAG as LOCK_TAG
+from tasks.promotion_lock import guard_of, held, require_same
 from tasks.registry_config import RegistryConfig, load_registry_config
-from tasks.settings import state_dir
+from tasks.registry_lookup import Version, aliased, aliases_of, find, identity, opened, registered, version_of
 from tasks.stage_outputs import MODELS
 from tasks.weights import resolve_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import RegisteredModel
 
 __all__ = [
-    "ChampionMoved", "GateRefused", "Version", "challenger", "champion", "history", "promote", "resolve_weights",
-    "rollback", "version", "versions",
+    "ChampionMoved",
+    "GateRefused",
+    "Version",
+    "challenger",
+    "champion",
+    "history",
+    "promote",
+    "require_guard",
+    "resolve_weights",
+    "rollback",
+    "version",
+    "versions",
 ]  # fmt: skip
+
+DECISION = "ratchet.decision"
+"""Tag of a version: what became of it; pending, refused, promoted or rolled back."""
 
 
 class GateRefused(Exception):
@@ -40,33 +66,12 @@ class ChampionMoved(Exception):
     exit_code = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Version:
-    """One registered version."""
-
-    model: str
-    version: str
-    """Its number, as MLflow writes it."""
-    stage: str
-    output_md5: str
-    aliases: tuple[str, ...]
-    created: float
-    """Seconds since 1970."""
-    run_id: str
-    tags: Mapping[str, str]
-
-    @property
-    def reference(self) -> str:
-        """How one names it to a command."""
-        return f"{self.model}/{self.version}"
-
-
 def versions(root: Path, model: str | None = None) -> list[Version]:
     """List the versions of a registered model (by default the policies), newest first."""
-    with _opened(root) as (client, config):
+    with opened(root) as (client, config):
         name = model or config.policy
-        aliases = _aliases(client, name)
-        found = [_version(entry, aliases) for entry in client.search_model_versions(f"name = '{name}'")]
+        aliases = aliases_of(client, name)
+        found = [version_of(entry, aliases) for entry in client.search_model_versions(f"name = '{name}'")]
     return sorted(found, key=lambda entry: int(entry.version), reverse=True)
 
 
@@ -80,21 +85,21 @@ def version(root: Path, number: str | int) -> Version:
     Raises:
         BadInput: there is no such version.
     """
-    with _opened(root) as (client, config):
-        found = _find(client, config, str(number))
-        return _version(found, _aliases(client, found.name))
+    with opened(root) as (client, config):
+        found = find(client, config, str(number))
+        return version_of(found, aliases_of(client, found.name))
 
 
 def champion(root: Path) -> Version | None:
     """Return the policy that is champion, None when there is none."""
-    with _opened(root) as (client, config):
-        return _aliased(client, config, config.aliases.champion)
+    with opened(root) as (client, config):
+        return aliased(client, config, config.aliases.champion)
 
 
 def challenger(root: Path) -> Version | None:
     """Return the policy that the newest evaluation selected, None when there is none."""
-    with _opened(root) as (client, config):
-        return _aliased(client, config, config.aliases.challenger)
+    with opened(root) as (client, config):
+        return aliased(client, config, config.aliases.challenger)
 
 
 def promote(
@@ -116,6 +121,7 @@ def promote(
         GateRefused: the evidence says no, the gate is in force, and `override` is false.
         ChampionMoved: the champion is not the one that the evidence is about.
         BadInput: no such version, no reason, already champion, or its weights are gone.
+        NoLock: nothing guards the champion; see `tasks.promotion_lock`.
     """
     if not reason.strip():
         raise BadInput("promote: the reason is empty, wanted a sentence for the history")
@@ -139,29 +145,33 @@ def rollback(root: Path, *, to: str | int | None = None, reason: str = "rolled b
     """Return to the champion before this one, or to a version of choice.
 
     Raises:
-        BadInput: nothing to go back to, no such version, or its weights are gone.
+        BadInput: nothing to go back to, no such version, no reason, or its weights are gone.
+        NoLock: nothing guards the champion; see `tasks.promotion_lock`.
     """
-    if to is not None:
-        return _move(root, str(to), "rollback", reason=reason, evidence={}, override=False)
-    with _opened(root) as (client, config):
-        stack = _stack(client, root, config)
-        previous = _aliased(client, config, config.aliases.previous)
-    target = stack[-2] if len(stack) > 1 else previous.version if previous else None
-    if target is None:
-        raise BadInput("rollback: there was no champion before this one; name a version with --to")
-    return _move(root, target, "rollback", reason=reason, evidence={}, override=False)
+    if not reason.strip():
+        raise BadInput("rollback: the reason is empty, wanted a sentence for the history")
+    return _move(root, None if to is None else str(to), "rollback", reason=reason, evidence={}, override=False)
 
 
 def history(root: Path) -> list[Move]:
     """Return every move of the champion, oldest first, those made without ratchet included."""
-    with _opened(root) as (client, config):
-        present = _aliased(client, config, config.aliases.champion)
-    return with_discrepancies(read_moves(root, config.policy), present.version if present else None, config.policy)
+    with opened(root) as (client, config):
+        present = aliased(client, config, config.aliases.champion)
+        return _moves(root, config, registered(client, config.policy), present.version if present else None)
+
+
+def require_guard(root: Path) -> None:
+    """Refuse at once what `promote` and `rollback` would refuse in the end.
+
+    Raises:
+        NoLock: nothing guards the champion; see `tasks.promotion_lock`.
+    """
+    guard_of(root, load_registry_config(root))
 
 
 def _move(
     root: Path,
-    number: str,
+    number: str | None,
     action: Action,
     *,
     reason: str,
@@ -169,13 +179,21 @@ def _move(
     override: bool,
     check: Any = None,
 ) -> Move:
-    """Compare and set under the mutex: what is champion is read again inside it, and nothing else may move it."""
-    with exclusive(state_dir(root) / "registry.lock"), _opened(root) as (client, config):
-        target = _find(client, config, number)
+    """Compare and set under the guard: what is champion is read again inside it, and nothing else may move it."""
+    config = load_registry_config(root)
+    guard = guard_of(root, config)
+    with held(guard, root), opened(root) as (client, _):
+        present = aliased(client, config, config.aliases.champion)
+        before = present.version if present else None
+        _finish_begun(root, client, config, before)
+        model = registered(client, config.policy)
+        labelled = model.tags.get(LOCK_TAG) if model else None
+        require_same(labelled, guard, config.policy)
+        moves = _moves(root, config, model, before)
+        target = find(client, config, number if number is not None else _previous(client, config, moves, before))
         if target.name != config.policy:
             raise BadInput(f"{action}: {target.name}/{target.version} is no policy; only policies become champion")
-        present = _aliased(client, config, config.aliases.champion)
-        before, after = present.version if present else None, str(target.version)
+        after = str(target.version)
         if before == after:
             raise BadInput(f"{action}: {target.name}/{after} is the champion already")
         if check is not None:
@@ -184,79 +202,77 @@ def _move(
         found = {**evidence, "weights": "remote" if kept == "remote" else "kept"}
         move = Move(
             when=now(), who=who(), action=action, model=target.name, before=before, after=after,
-            reason=reason, evidence=found, override=override,
+            reason=reason, evidence=found, override=override, id=uuid.uuid4().hex,
+            number=1 + max((one.number for one in moves), default=0), registry=identity(model),
         )  # fmt: skip
+        begin_move(root, move)
+        if guard.label and labelled is None:
+            client.set_registered_model_tag(target.name, LOCK_TAG, guard.label)
         client.set_registered_model_alias(target.name, config.aliases.champion, after)
-        append_move(root, move)
-        _set_previous(client, root, config)
+        _record(root, client, move)
+        _set_previous(client, config, [*moves, move])
         return move
 
 
-def _set_previous(client: MlflowClient, root: Path, config: RegistryConfig) -> None:
+def _record(root: Path, client: MlflowClient, move: Move) -> None:
+    """Write a move that was made where everybody sees it, and into our own file."""
+    client.set_registered_model_tag(move.model, *tag_of(move))
+    append_move(root, move)
+    end_move(root)
+    decided, number = ("promoted", move.after) if move.action == "promote" else ("rolled back", move.before)
+    if number is not None and number in _alive(client, move.model):
+        client.set_model_version_tag(move.model, number, DECISION, decided)
+
+
+def _finish_begun(root: Path, client: MlflowClient, config: RegistryConfig, champion: str | None) -> None:
+    """Record a move whose process died after it had set the alias; forget one that never did."""
+    begun = begun_move(root)
+    if begun is None:
+        return
+    model = registered(client, config.policy)
+    if model is not None and begun.model == config.policy and begun.registry == identity(model):
+        known = {one.id for one in read_moves(root, config.policy, tags=model.tags)}
+        if begun.after == champion and begun.id not in known:
+            _record(root, client, begun)
+    end_move(root)
+
+
+def _moves(root: Path, config: RegistryConfig, model: RegisteredModel | None, champion: str | None) -> list[Move]:
+    """Return the history as `history` does; `champion` is what the registry says now."""
+    tags, which = (dict(model.tags), identity(model)) if model else ({}, "")
+    moves = read_moves(root, config.policy, registry=which, tags=tags)
+    begun = begun_move(root)
+    if begun is not None and begun.registry == which and begun.after == champion:
+        moves += [begun] if begun.id not in {move.id for move in moves} else []
+    return with_discrepancies(moves, champion, config.policy)
+
+
+def _previous(client: MlflowClient, config: RegistryConfig, moves: list[Move], champion: str | None) -> str:
+    """Return the version to roll back to: the champion before this one, or the last one while there is none."""
+    before = [number for number in _stack(client, config, moves) if number != champion]
+    pointed = aliased(client, config, config.aliases.previous)
+    if not before and pointed is not None and pointed.version != champion:
+        return pointed.version
+    if not before:
+        raise BadInput("rollback: there was no champion before this one; name a version with --to")
+    return before[-1]
+
+
+def _set_previous(client: MlflowClient, config: RegistryConfig, moves: list[Move]) -> None:
     """Point `@previous` at what a rollback would return to, or nowhere."""
-    stack = _stack(client, root, config)
+    stack = _stack(client, config, moves)
     if len(stack) > 1:
         client.set_registered_model_alias(config.policy, config.aliases.previous, stack[-2])
     else:
         client.delete_registered_model_alias(config.policy, config.aliases.previous)
 
 
-def _stack(client: MlflowClient, root: Path, config: RegistryConfig) -> list[str]:
+def _stack(client: MlflowClient, config: RegistryConfig, moves: list[Move]) -> list[str]:
     """Return the champions to go back through, those left out whose version was deleted since."""
-    present = _aliased(client, config, config.aliases.champion)
-    moves = with_discrepancies(read_moves(root, config.policy), present.version if present else None, config.policy)
-    alive = {str(entry.version) for entry in client.search_model_versions(f"name = '{config.policy}'")}
-    return [number for number in champions_in_force(moves) if number in alive]
+    alive = _alive(client, config.policy)
+    stack = [number for number in champions_in_force(moves) if number in alive]
+    return [number for place, number in enumerate(stack) if place == 0 or stack[place - 1] != number]
 
 
-@contextmanager
-def _opened(root: Path) -> Iterator[tuple[MlflowClient, RegistryConfig]]:
-    config = load_registry_config(root)
-    client = connect(root)
-    with translated(client.tracking_uri):
-        yield client, config
-
-
-def _find(client: MlflowClient, config: RegistryConfig, number: str) -> ModelVersion:
-    name, slash, rest = number.rpartition("/")
-    model = config.prefix + name.removeprefix(config.prefix) if slash else config.policy
-    if "@" in rest:
-        found = _aliased(client, config, rest.rpartition("@")[2])
-        rest = found.version if found else rest
-    digits = rest[1:] if rest[:1] in ("v", "V") else rest
-    entries = {str(entry.version): entry for entry in client.search_model_versions(f"name = '{model}'")}
-    if digits not in entries:
-        known = ", ".join(sorted(entries, key=int)) or "none yet, so `ratchet publish` first"
-        raise BadInput(f"{model}: there is no version {number!r}; known are {known}")
-    return entries[digits]
-
-
-def _aliased(client: MlflowClient, config: RegistryConfig, alias: str) -> Version | None:
-    aliases = _aliases(client, config.policy)
-    number = aliases.get(alias)
-    if number is None:
-        return None
-    for entry in client.search_model_versions(f"name = '{config.policy}'"):
-        if str(entry.version) == number:
-            return _version(entry, aliases)
-    return None
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    """Return version by alias; none for a model that was never registered."""
-    found = client.search_registered_models(f"name = '{name}'")
-    return {alias: str(number) for alias, number in found[0].aliases.items()} if found else {}
-
-
-def _version(entry: ModelVersion, aliases: Mapping[str, str]) -> Version:
-    number = str(entry.version)
-    return Version(
-        model=str(entry.name),
-        version=number,
-        stage=entry.tags.get(STAGE, ""),
-        output_md5=entry.tags.get(OUTPUT, ""),
-        aliases=tuple(sorted(alias for alias, pointed in aliases.items() if pointed == number)),
-        created=entry.creation_timestamp / 1000,
-        run_id=str(entry.run_id or ""),
-        tags=dict(entry.tags),
-    )
+def _alive(client: MlflowClient, name: str) -> set[str]:
+    return {str(entry.version) for entry in client.search_model_versions(f"name = '{name}'")}

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rlhf.errors import BadInput
 from tasks.gate_config import Gate, read_gate
-from tasks.registry_values import FILE, section
+from tasks.registry_values import FILE, one_of, section
+
+Weights = Literal["dvc", "copy"]
+Lock = Literal["auto", "file", "prefect"]
 
 POLICY_STAGES = ("sft", "ppo", "dpo")
 MODEL_STAGES = ("sft", "reward", "judge", "ppo", "dpo")
@@ -39,6 +42,10 @@ class RegistryConfig:
     models: Models
     aliases: Aliases
     gate: Gate
+    weights: Weights = "dvc"
+    """Where a version's weights are: in DVC's cache and remote only, or as a copy in MLflow, too."""
+    lock: Lock = "auto"
+    """What guards the champion's moves; see `tasks.promotion_lock`."""
 
     def model_of(self, stage: str) -> str:
         """Return the registered name, prefix included, under which a stage's output goes."""
@@ -81,7 +88,14 @@ def load_registry_config(root: Path) -> RegistryConfig:
     prefix = top["prefix"]
     if not isinstance(prefix, str) or set(prefix) & set("/:@"):
         raise BadInput(f"{FILE}: prefix is {prefix!r}, wanted a text without / : @")
-    return RegistryConfig(prefix=prefix, models=Models(**models), aliases=Aliases(**aliases), gate=gate)
+    return RegistryConfig(
+        prefix=prefix,
+        models=Models(**models),
+        aliases=Aliases(**aliases),
+        gate=gate,
+        weights=one_of("weights", top.get("weights", "dvc"), get_args(Weights)),
+        lock=one_of("lock", top.get("lock", "auto"), get_args(Lock)),
+    )
 
 
 def _name(where: str, value: Any) -> str:

@@ -11,6 +11,14 @@ from typing import Any
 from rlhf.errors import BadInput, StageFailed
 
 
+VERDICTS = {
+    "promote": ("promote", "good"),
+    "refuse": ("keep the champion", "wait"),
+    "undecided": ("too few prompts to tell", "wait"),
+}
+"""Words and tone for what the gate says."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecisionView:
     """The decision as the page shows it."""
@@ -39,7 +47,7 @@ def read_decision(root: Path) -> DecisionView:
         verdict = judge_challenger(root)
     except (BadInput, StageFailed, StoreUnreachable) as error:
         return DecisionView(f"The gate could not decide: {error}.", (), [])
-    word, tone = ("promote", "good") if verdict.promote else ("keep the champion", "wait")
+    word, tone = VERDICTS[verdict.outcome]
     cards.append({"label": "Verdict", "value": word, "tone": tone, "note": f"mode {verdict.mode}"})
     return DecisionView(verdict.sentence, [asdict(rule) for rule in verdict.reasons], cards)
 

@@ -1,5 +1,6 @@
 """Ways to break a document: wrong values in a tree of objects, wrong text, wrong bytes; by a given random stream."""
 
+import copy
 import gzip
 import json
 import random
@@ -45,7 +46,7 @@ NAMES = (
 
 def value(rng: random.Random) -> Any:
     """Something that does not belong there."""
-    return rng.choice(WORDS)
+    return copy.deepcopy(rng.choice(WORDS))  # the next damage may be inside it
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -115,6 +115,7 @@ def _config(space: Workspace, rng: random.Random) -> str | None:
         break_file(path, rng)
     if rng.random() < 0.2:
         auto = {"auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}, "model_type": "evil"}
+        shutil.rmtree(folder / "config.json", ignore_errors=True)  # a folder, where it was broken so
         (folder / "evil.py").write_text("import os\nos.system('touch pwned')\n")
         (folder / "config.json").write_text(
             json.dumps({**json.loads((space.folder / "good/policy/config.json").read_text()), **auto})

@@ -1,5 +1,6 @@
 """Broken settings: params.yaml, profiles, the registry's rules, the graph, its lock and the pointers of data."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -148,7 +149,7 @@ def _params(space: Workspace, rng: random.Random) -> list[str]:
         what = rng.random()
         section = params.get(rng.choice(list(params)))
         if what < 0.5 and isinstance(section, dict) and section:
-            section[rng.choice(list(section))] = rng.choice(VALUES)
+            section[rng.choice(list(section))] = copy.deepcopy(rng.choice(VALUES))
         else:
             params, _ = damage.tree(params, rng)
             if not isinstance(params, dict):

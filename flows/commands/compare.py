@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare and show."""
     if args.n < 1 or args.max_new_tokens < 1 or not args.temperature > 0:
-        raise CommandError("ratchet compare: --n, --max-new-tokens and --temperature must be above 0")
+        raise CommandError("ratchet compare: wanted --n, --max-new-tokens and --temperature above 0")
     from tasks.settings import project_root
 
     root = project_root()

@@ -15,6 +15,7 @@ from flows.run_lock import run_lock
 
 if TYPE_CHECKING:
     from flows.outcome import Outcome
+    from flows.server import LocalServer
     from tasks.graph import Graph, PlannedStage
 
 CLIENT_RETRIES = "2"
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(server)  # its start is what takes longest: everything below goes on beside it
         graph, planned = _plan(root, args)
         if not args.flow and _nothing_to_do(root, planned):
+            _close_old_runs(root, server)
             seconds = time.monotonic() - began
             document = {
                 "exit_code": 0,
@@ -86,6 +88,22 @@ def _nothing_to_do(root: Path, planned: list[PlannedStage]) -> bool:
     from tasks.publish_ledger import pending
 
     return all(stage.action == "cached" and not stage.damage for stage in planned) and not pending(root)
+
+
+def _close_old_runs(root: Path, server: LocalServer | None) -> None:
+    """Tell Prefect of runs that were killed, which otherwise the next flow does; costs nothing where there are none."""
+    from flows import flow_runs
+    from flows.aftermath import put_right
+
+    left = flow_runs.dead(root)
+    if server is None and left:
+        put_right(root, local=False)
+    elif server is not None and any(run.server == flow_runs.LOCAL for run in left):
+        with server:
+            server.wait()
+            os.environ["PREFECT_API_URL"] = server.api_url  # until `applied_environment` ends
+            for sentence in put_right(root, local=True):
+                note(sentence)
 
 
 def _calm(planned: list[PlannedStage], seconds: float) -> list[str]:

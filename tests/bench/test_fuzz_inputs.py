@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_some_broken_inputs_are_accepted_rightly_or_refused_in_one_sentence(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "bench.fuzz_inputs", "--cases", "240", "--seed", "11", "--jobs", "2"]
+    line = [sys.executable, "-m", "bench.fuzz_inputs", "--cases", "120", "--seed", "11", "--jobs", "2"]
     ended = subprocess.run(
         [*line, "--work", str(tmp_path / "work"), "--json", str(tmp_path / "found.json")],
         cwd=ROOT,
@@ -25,7 +25,7 @@ def test_some_broken_inputs_are_accepted_rightly_or_refused_in_one_sentence(tmp_
     found = json.loads((tmp_path / "found.json").read_text())
     verdicts = [verdict for *_, verdict, _ in found]
     assert {family for family, *_ in found} == {"data", "settings", "models", "commands"}
-    assert min(verdicts.count("accepted"), verdicts.count("refused")) > 50
+    assert min(verdicts.count("accepted"), verdicts.count("refused")) > 25
 
 
 def refuse(sentence: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.flow_runs import LOCAL, begin, close_dead, dead
+from flows.flow_runs import LOCAL, begin, close_dead, dead, forget_if_over
 from flows.prefect_api import ServerAway, ServerRefused
 from tasks.settings import state_dir
 
@@ -26,6 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"state_type": "RUNNING"}
 
     monkeypatch.setattr("flows.flow_runs.ask", ask)
+    monkeypatch.setattr("flows.prefect_api.ask", ask)
     monkeypatch.setattr("flows.flow_runs.set_state", lambda kind, run, state, _: said.append(f"{kind} {run} {state}"))
     monkeypatch.setenv("PREFECT_API_URL", URL)
     return said
@@ -45,6 +46,24 @@ def test_the_run_of_a_living_process_is_left_alone(tmp_path: Path, asked: list[s
     assert close_dead(tmp_path, local=False) == []
     assert asked == []
     assert file.exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "stays"),
+    [("RUNNING", True), ("COMPLETED", False), (ServerAway("refused"), True), (ServerRefused("HTTP 404"), False)],
+)
+def test_a_record_goes_when_the_server_has_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str | Exception, stays: bool
+) -> None:
+    def state(_: str) -> str:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr("flows.flow_runs.flow_run_state", state)
+    file = leave(tmp_path, "mine", LOCAL)
+    forget_if_over(tmp_path, "mine")
+    assert file.exists() is stays
 
 
 def test_dead_runs_of_this_server_are_closed_with_their_tasks_and_others_wait(tmp_path: Path, asked: list[str]) -> None:

@@ -1,10 +1,13 @@
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf.errors import BadInput
-from tasks.history import history_file
+from tasks.dvc_store import dvc_places, object_path
+from tasks.history import begin_move, begun_move, history_file
 from tasks.mlflow_store import connect
 from tasks.publish import publish
 from tasks.registry import (
@@ -18,6 +21,8 @@ from tasks.registry import (
     version,
     versions,
 )
+from tasks.settings import state_dir
+from tasks.weights import resolve_weights
 from tests.registry_project import retrain
 
 pytest_plugins = ["tests.registry_fixtures"]
@@ -38,6 +43,8 @@ def root(three: Path) -> Iterator[Path]:
     client = connect(three)
     for alias in ("champion", "previous"):
         client.delete_registered_model_alias("policy", alias)
+    for tag in client.get_registered_model("policy").tags:
+        client.delete_registered_model_tag("policy", tag)
     history_file(three).unlink(missing_ok=True)
 
 
@@ -96,6 +103,89 @@ def test_a_move_by_plain_mlflow_is_shown_and_can_be_rolled_back(root: Path) -> N
     shown = history(root)[-1]
     assert (shown.action, shown.before, shown.after) == ("moved elsewhere", "1", "3")
     assert rollback(root).after == "1"
+
+
+def test_an_alias_set_back_by_hand_is_a_rollback_and_a_deleted_one_is_restored(root: Path) -> None:
+    client = connect(root)
+    for number in (1, 2, 3):
+        promote(root, number, reason="better")
+    client.set_registered_model_alias("policy", "champion", "2")
+    assert rollback(root).after == "1"  # not 3, which somebody has just left
+    promote(root, 3, reason="again")
+    client.delete_registered_model_alias("policy", "champion")
+    shown = history(root)[-1]
+    assert (shown.action, shown.before, shown.after) == ("moved elsewhere", "3", None)
+    assert champion(root) is None
+    assert rollback(root).after == "3"
+    assert alias(root, "previous") == "1"
+    assert {key for key in client.get_registered_model("policy").tags if key.startswith("ratchet.move.")} == {
+        f"ratchet.move.{number}" for number in range(1, 7)
+    }
+
+
+def test_history_survives_the_loss_of_its_file_and_a_kill_between_alias_and_record(root: Path) -> None:
+    promote(root, 1, reason="the first", evidence={"promote": True, "champion": None, "reasons": ["long"]})
+    second = promote(root, 2, reason="better")
+    assert history(root)[0].evidence["reasons"] == ["long"]
+    history_file(root).unlink()
+    assert [(move.after, move.reason) for move in history(root)] == [("1", "the first"), ("2", "better")]
+    assert "reasons" not in history(root)[0].evidence
+    # As a process leaves it that is killed after it has set the alias: a move begun, and no record of it.
+    killed = replace(second, before="2", after="3", reason="killed", id="k", number=3)
+    begin_move(root, killed)
+    assert [move.after for move in history(root)] == ["1", "2"]  # the alias has not moved yet
+    connect(root).set_registered_model_alias("policy", "champion", "3")
+    assert history(root)[-1].reason == "killed"
+    assert rollback(root).after == "2"
+    assert [(move.action, move.after) for move in history(root)][-2:] == [("promote", "3"), ("rollback", "2")]
+    assert begun_move(root) is None
+
+
+def test_a_champion_whose_weights_are_gone_is_said_to_be_so_and_can_be_left(root: Path) -> None:
+    promote(root, 1, reason="the first")
+    promote(root, 2, reason="better")
+    kept = state_dir(root) / "keep" / version(root, 2).output_md5.removesuffix(".dir")
+    aside = root / "aside"
+    shutil.move(kept, aside / "keep")
+    lost = object_path(dvc_places(root).cache, version(root, 2).output_md5)
+    weights = [object_path(dvc_places(root).cache, md5) for md5 in _files(root, "2").values()]
+    for number, file in enumerate([lost, *weights]):
+        shutil.move(file, aside / str(number))
+    shutil.rmtree(root / ".ratchet/tmp/weights", ignore_errors=True)
+    try:
+        with pytest.raises(BadInput, match="not found intact in"):
+            resolve_weights("policy@champion", root)
+        assert alias(root, "champion") == "2"
+        assert rollback(root).after == "1"
+        with pytest.raises(BadInput, match="has no readable listing"):
+            rollback(root, to=2)
+        assert alias(root, "champion") == "1"
+    finally:
+        for number, file in enumerate([lost, *weights]):
+            shutil.move(aside / str(number), file)
+
+
+def _files(root: Path, number: str) -> dict[str, str]:
+    from mlflow.models import get_model_info
+
+    connect(root)
+    found = get_model_info(f"models:/policy/{number}").flavors["python_function"]["config"]["files"]
+    return {name: md5 for name, md5 in found.items() if name == "model.safetensors"}
+
+
+def test_the_champions_version_may_be_deleted_by_hand(root: Path) -> None:
+    client = connect(root)
+    first = client.get_model_version("policy", "1")
+    extra = client.create_model_version("policy", first.source, run_id=first.run_id, tags=dict(first.tags))
+    promote(root, 2, reason="the first")
+    promote(root, extra.version, reason="better")
+    client.delete_model_version("policy", extra.version)
+    assert champion(root) is None
+    shown = history(root)[-1]
+    assert (shown.before, shown.after) == (str(extra.version), None)
+    with pytest.raises(BadInput, match=f"there is no version '{extra.version}'"):
+        rollback(root, to=extra.version)
+    assert rollback(root).after == "2"
 
 
 def test_the_gate_is_obeyed_unless_overridden(root: Path) -> None:

@@ -74,4 +74,4 @@ def test_bad_prompts_are_one_sentence(
 
 def test_numbers_out_of_range(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(root, "sft", "ppo", "--n", "0") == 2
-    assert "must be above 0" in capsys.readouterr().err
+    assert "wanted --n, --max-new-tokens and --temperature above 0" in capsys.readouterr().err
