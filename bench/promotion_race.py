@@ -163,7 +163,7 @@ def register_versions(root: Path, uri: str) -> None:
         pointer = root / f"data/models/ppo-{number}.dvc"
         md5 = parse(pointer.read_text(encoding="utf-8"), file=pointer.name)["outs"][0]["md5"]
         tags = {"ratchet.stage": "ppo", "ratchet.output_md5": md5}
-        client.create_model_version("policy", f"dvc://{md5}", tags=tags, await_creation_for=0)
+        client.create_model_version("policy", f"dvc://cache/{md5}", tags=tags, await_creation_for=0)
 
 
 @contextlib.contextmanager

@@ -222,6 +222,8 @@ def _scalar(value: Any, wanted: Any, where: str) -> Any:
             raise BadInput(f"{where} is {_show(value)}, wanted a number that is finite")
         return float(value)
     if wanted is int and is_number and not isinstance(value, float):
+        if not -(2**63) <= value < 2**63:
+            raise BadInput(f"{where} is {_show(value)}, wanted a whole number of at most 19 digits")
         return value
     if wanted in (bool, str) and isinstance(value, wanted):
         return value

@@ -91,8 +91,8 @@ class RewardModel(nn.Module):
                 raise ValueError(f"pooling {pooling}, scale {scale}, mean {mean}, std {std}")
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise BadInput(
-                f"{path}: cannot be read as the settings of a reward model ({type(error).__name__}); wanted pooling, scale, mean "
-                "and std, so run the stage that writes this folder again"
+                f"{path}: cannot be read as the settings of a reward model ({type(error).__name__}); wanted "
+                "pooling, scale, mean and std, so run the stage that writes this folder again"
             ) from error
         trunk = load_pretrained(
             AutoModelForTokenClassification, folder, device=device, revision=None, may_miss=(), num_labels=1

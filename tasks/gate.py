@@ -14,6 +14,7 @@ from typing import Any
 from rlhf.errors import BadInput
 from rlhf.evaluation.sample_size import detectable, prompts_for
 from rlhf.evaluation.statistics import win_points
+from tasks.approval import record_decision
 from tasks.gate_config import Gate
 from tasks.gate_evaluation import BASELINE, Evaluated, answers_of, load_evaluation
 from tasks.gate_looks import allowance, record_look
@@ -21,7 +22,7 @@ from tasks.gate_measure import Answer, measure
 from tasks.gate_rules import WINS, Rule, RuleSpec, Slice, Verdict, apply_rules, outcome_of
 from tasks.gate_slices import measure_slices, rule_of
 from tasks.history import Move
-from tasks.registry import Version, challenger, champion, promote, version
+from tasks.registry import Version, challenger, champion, promote, require_guard, version
 from tasks.registry_config import load_registry_config
 
 __all__ = ["Decision", "Rule", "RuleSpec", "Slice", "Verdict", "decide_and_promote", "judge_challenger"]
@@ -139,15 +140,22 @@ def decide_and_promote(root: Path) -> Decision:
     holder = champion(root)
     if holder is not None and holder.version == contender.version:
         return Decision(verdict=None, move=None, sentence=f"{contender.reference} is the champion already")
+    asks = f"a person decides, `ratchet promote {contender.version} --reason ...` makes it champion"
+    if gate.mode == "off" and gate.approval:
+        record_decision(root, contender, "pending", None)
+        return Decision(verdict=None, move=None, sentence=f"{asks}; the gate is off")
+    if not gate.approval and gate.mode != "advise":
+        require_guard(root)
     if gate.mode == "off":
         move = promote(root, contender.version, reason="the gate is off", evidence=None)
         return Decision(verdict=None, move=move, sentence=f"{contender.reference} is champion; the gate is off")
     verdict = judge_challenger(root)
     if not verdict.promote:
+        record_decision(root, contender, "pending" if gate.mode == "advise" else "refused", verdict)
         return Decision(verdict=verdict, move=None, sentence=f"not promoted: {verdict.sentence}")
-    if gate.mode == "advise":
-        advice = f"`ratchet promote {contender.version} --reason ...` would make it champion: {verdict.sentence}"
-        return Decision(verdict=verdict, move=None, sentence=advice)
+    if gate.mode == "advise" or gate.approval:
+        record_decision(root, contender, "pending", verdict)
+        return Decision(verdict=verdict, move=None, sentence=f"{asks}: {verdict.sentence}")
     move = promote(root, contender.version, reason=verdict.sentence, evidence=evidence_of(verdict))
     return Decision(verdict=verdict, move=move, sentence=f"promoted: {verdict.sentence}")
 

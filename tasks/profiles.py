@@ -98,8 +98,8 @@ def merge(root: Path, *profiles: str) -> Merge:
     values, whole = _values(root, paths)
     file = " and ".join(path.name for path in paths)
     params_file = root / "params.yaml"
-    default_text = (root / "profiles" / f"{DEFAULT}.yaml").read_text(encoding="utf-8")
     default = read_params(root / "profiles" / f"{DEFAULT}.yaml")
+    default_text = (root / "profiles" / f"{DEFAULT}.yaml").read_text(encoding="utf-8")
     _refuse_unknown(values, default, file)
     try:
         current = read_params(params_file)

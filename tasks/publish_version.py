@@ -13,12 +13,15 @@ from tasks.dvc_store import DvcPlaces, output_files
 from tasks.live_run import OUTPUT, STAGE, metric_name
 from tasks.model_card import model_card
 from tasks.registry_config import POLICY_STAGES, RegistryConfig
+from tasks.served_model import materialise
 from tasks.stage_outputs import MODELS, StageOutput
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+WEIGHTS = "ratchet.weights"
+"""Tag of a version: dvc, or copy where MLflow holds its weights, too."""
 REQUIRED_PACKAGES = ("torch", "transformers", "safetensors", "pandas", "jinja2", "dvc")
 
 
@@ -58,7 +61,8 @@ def register(
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
 
-    model_id, model_uri = _log_model(client, run_id, output, places)
+    copy = names.weights == "copy"
+    model_id, model_uri = _log_model(client, run_id, output, places, copy=copy)
     started = int(client.get_run(run_id).info.start_time)
     shown = [Metric(metric_name(name), value, started, 0, model_id=model_id) for name, value in output.metrics.items()]
     client.log_batch(run_id, metrics=shown)
@@ -73,7 +77,7 @@ def register(
         model_uri,
         run_id=run_id,
         model_id=model_id,
-        tags=dict(tags),
+        tags={**tags, WEIGHTS: names.weights},
         description=model_card(tags, output.metrics, output.locked.params),
         await_creation_for=0,
     )
@@ -82,8 +86,12 @@ def register(
     return version
 
 
-def _log_model(client: MlflowClient, run_id: str, output: StageOutput, places: DvcPlaces) -> tuple[str, str]:
+def _log_model(
+    client: MlflowClient, run_id: str, output: StageOutput, places: DvcPlaces, *, copy: bool
+) -> tuple[str, str]:
     """Log a few kilobytes: the code that finds the weights, and their hashes. Returns the model's id and address.
+
+    With `copy` the weights themselves as well, taken from where they were found intact.
 
     Done in steps, because `mlflow.pyfunc.log_model` would load the weights to try the example out.
     """
@@ -119,6 +127,7 @@ def _log_model(client: MlflowClient, run_id: str, output: StageOutput, places: D
             ),
             python_model=str(Path(__file__).with_name("served_model.py")),
             model_config=config,
+            artifacts={"weights": str(materialise(config))} if copy else None,
             signature=signature,
             input_example=example,
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIRED_PACKAGES],

@@ -27,7 +27,7 @@ from tasks.live_run import OUTPUT, STAGE
 from tasks.promotion_lock import TAG as LOCK_TAG
 from tasks.promotion_lock import guard_of, held, require_same
 from tasks.registry_config import RegistryConfig, load_registry_config
-from tasks.registry_lookup import Version, aliased, aliases_of, find, identity, opened, registered, version_of
+from tasks.registry_lookup import DECISION, Version, aliased, aliases_of, find, identity, opened, registered, version_of
 from tasks.stage_outputs import MODELS
 from tasks.weights import resolve_weights
 
@@ -50,8 +50,9 @@ __all__ = [
     "versions",
 ]  # fmt: skip
 
-DECISION = "ratchet.decision"
-"""Tag of a version: what became of it; pending, refused, promoted or rolled back."""
+VERDICT = "ratchet.verdict"
+"""Tag of a version: the gate's sentence about it."""
+LONGEST_SENTENCE = 2000
 
 
 class GateRefused(Exception):
@@ -220,8 +221,11 @@ def _record(root: Path, client: MlflowClient, move: Move) -> None:
     append_move(root, move)
     end_move(root)
     decided, number = ("promoted", move.after) if move.action == "promote" else ("rolled back", move.before)
-    if number is not None and number in _alive(client, move.model):
-        client.set_model_version_tag(move.model, number, DECISION, decided)
+    if number is None or number not in _alive(client, move.model):
+        return
+    client.set_model_version_tag(move.model, number, DECISION, decided)
+    if decided == "promoted" and move.evidence.get("sentence"):
+        client.set_model_version_tag(move.model, number, VERDICT, str(move.evidence["sentence"])[:LONGEST_SENTENCE])
 
 
 def _finish_begun(root: Path, client: MlflowClient, config: RegistryConfig, champion: str | None) -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.live_run import OUTPUT, STAGE
+from tasks.registry_lookup import DECISION
 
 SELECT = """
 select version, (select value from model_version_tags as tag
+                 where tag.name = alias.name and tag.version = alias.version and tag.key = ?),
+                (select value from model_version_tags as tag
                  where tag.name = alias.name and tag.version = alias.version and tag.key = ?),
                 (select value from model_version_tags as tag
                  where tag.name = alias.name and tag.version = alias.version and tag.key = ?)
@@ -29,6 +32,8 @@ class Glance(NamedTuple):
     """How one names it to a command."""
     stage: str
     output_md5: str
+    decision: str
+    """What became of it, as in `tasks.registry_lookup.DECISION`; "" while nothing was decided."""
 
 
 def glance(file: Path, model: str, alias: str) -> Glance | None:
@@ -46,10 +51,10 @@ def glance(file: Path, model: str, alias: str) -> Glance | None:
         sqlite3.Error: the database cannot be read, or not in this way.
     """
     with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        rows = database.execute(SELECT, (STAGE, OUTPUT, model, alias)).fetchall()
+        rows = database.execute(SELECT, (STAGE, OUTPUT, DECISION, model, alias)).fetchall()
     if not rows:
         return None
     if len(rows) > 1:
         raise sqlite3.DatabaseError(f"{file}: {len(rows)} versions have the alias {alias}")
-    version, stage, output = rows[0]
-    return Glance(f"{model}/{version}", stage or "", output or "")
+    version, stage, output, decision = rows[0]
+    return Glance(f"{model}/{version}", stage or "", output or "", decision or "")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+DECISION = "ratchet.decision"
+"""Tag of a version: what became of it; pending, refused, superseded, promoted or rolled back."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
@@ -37,6 +40,11 @@ class Version:
     def reference(self) -> str:
         """How one names it to a command."""
         return f"{self.model}/{self.version}"
+
+    @property
+    def decision(self) -> str:
+        """What became of it, as the tag `DECISION` says; "" while nothing was decided."""
+        return self.tags.get(DECISION, "")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 
 from rlhf.errors import BadInput, StageFailed
 
-
 VERDICTS = {
     "promote": ("promote", "good"),
     "refuse": ("keep the champion", "wait"),

@@ -34,11 +34,11 @@ def materialise(config: Mapping[str, Any]) -> Path:
     """Return a folder with exactly the recorded files, each checked against its md5.
 
     Looked for in this order: the folder that `$RATCHET_WEIGHTS_DIR` names (it alone, when set), an earlier
-    result, the DVC cache, weights kept at a promotion, the DVC remote.
+    result, a copy beside the model, the DVC cache, weights kept at a promotion, the DVC remote.
 
     Args:
         config: `output_md5`; `files`, md5 by relative path; and, each may be null, `project_root`, `cache_dir`,
-            `remote` (address).
+            `remote` (address), `copy` (folder).
 
     Raises:
         WeightsMissing: no place has all files intact.
@@ -49,9 +49,10 @@ def materialise(config: Mapping[str, Any]) -> Path:
             raise WeightsMissing(f"{OVERRIDE}={named}: its files do not have the md5 sums of {config['output_md5']}")
         return Path(named)
     short = str(config["output_md5"]).removesuffix(".dir")
-    folder = _home(config) / short
-    if intact(folder, files):
-        return folder
+    folder, copy = _home(config) / short, config.get("copy")
+    for place in (folder, Path(copy)) if copy else (folder,):
+        if intact(place, files):
+            return place
     root, cache_dir, remote = (config.get(name) for name in ("project_root", "cache_dir", "remote"))
     caches = [Path(cache_dir)] if cache_dir else []
     caches += [Path(root) / ".ratchet" / "state" / "keep" / short] if root else []
@@ -268,8 +269,7 @@ class Scorer:
         """Return normalised scores, in standard deviations of the reference answers."""
         import torch
 
-        how = self.settings
-        scores = []
+        how, scores = self.settings, list[float]()
         for messages, response in zip(prompts, responses, strict=True):
             prompt, text = encode(self.tokenizer, messages), disarmed(self.tokenizer, response)
             answer = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
@@ -285,7 +285,7 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Find the weights and load them; `kind` in the configuration says which of the two models it is."""
-        config = context.model_config
+        config = {**context.model_config, "copy": context.artifacts.get("weights")}
         folder = materialise(config)
         self.model: Policy | Scorer = Policy(folder) if config["kind"] == "policy" else Scorer(folder)
 

@@ -24,25 +24,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge, then move the champion."""
-    from rlhf.errors import BadInput
-    from tasks.gate import evidence_of, judge_challenger
-    from tasks.registry import promote, version
-    from tasks.registry_config import load_registry_config
+    from tasks.approval import approve
     from tasks.settings import project_root
 
-    root = project_root()
-    number = version(root, args.version).version
-    evidence = None
-    if load_registry_config(root).gate.mode != "off":
-        try:
-            verdict = judge_challenger(root, number)
-            evidence = evidence_of(verdict)
-            note(verdict.sentence)
-        except BadInput as error:
-            if not args.override:
-                raise
-            evidence = {"promote": False, "sentence": f"the gate could not judge: {error}"}
-    move = promote(root, number, reason=args.reason, evidence=evidence, override=args.override)
+    move = approve(project_root(), args.version, reason=args.reason, override=args.override, say=note)
     against = ", against the gate's verdict" if move.override else ""
     show(args, asdict(move), f"{move.model}/{move.after} is champion (before: {move.before or 'none'}){against}")
     return 0

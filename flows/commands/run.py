@@ -133,6 +133,7 @@ def _execute(root: Path, args: argparse.Namespace, server: Any) -> Outcome:
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", CLIENT_RETRIES)
     if server:
         os.environ["PREFECT_API_URL"] = server.api_url  # until `applied_environment` ends
+        os.environ["RATCHET_OWN_PREFECT"] = "1"  # nobody else sees that server
     # Imported here, while the server starts: Prefect takes most of a second.
     from flows.progress import choose_display
     from flows.retrain import execute

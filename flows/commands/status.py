@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,21 +75,24 @@ def _stage(root: Path, stage: PlannedStage, running: Holder | None) -> dict[str,
 
 def _registry(root: Path) -> dict[str, Any]:
     """Ask the registry, where there is one already; asking would otherwise make an empty one."""
+    from tasks.approval import pending
     from tasks.mlflow_store import StoreUnreachable, sqlite_file
     from tasks.settings import tracking_uri
 
     file = sqlite_file(tracking_uri(root))
     if file is not None and not file.is_file():
-        return {"champion": None, "challenger": None, "registry": "nothing has been published yet"}
+        return {"champion": None, "challenger": None, "pending": None, "registry": "nothing has been published yet"}
     try:
         holders = _holders(root, file)
     except StoreUnreachable as error:
-        return {"champion": None, "challenger": None, "registry": str(error)}
+        return {"champion": None, "challenger": None, "pending": None, "registry": str(error)}
     named = {
         role: {"version": found.reference, "stage": found.stage, "output": found.output_md5} if found else None
         for role, found in holders.items()
     }
-    return {**named, "registry": None}
+    found = holders["challenger"]
+    waits = pending(root, found.reference, found.decision) if found else None
+    return {**named, "pending": asdict(waits) if waits else None, "registry": None}
 
 
 def _holders(root: Path, file: Path | None) -> dict[str, Any]:
@@ -126,6 +130,8 @@ def _lines(document: dict[str, Any], running: Holder | None) -> list[str]:
     for role in ("champion", "challenger"):
         found = document[role]
         lines.append(f"{role + ':':<12}{found['version']} ({found['stage']})" if found else f"{role + ':':<12}none")
+    if waits := document["pending"]:
+        lines.append(f"waits for you: `ratchet promote {waits['version']} --reason ...`: {waits['sentence']}")
     if document["registry"]:
         lines.append(document["registry"])
     if document["unpublished"]:

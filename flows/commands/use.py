@@ -82,7 +82,7 @@ def _write(params: Path, text: str, before: Path) -> None:
 
     if params.is_file():
         with atomic_writer(before) as stream:
-            stream.write(params.read_text(encoding="utf-8"))
+            stream.write(params.read_text(encoding="utf-8", errors="replace"))
     with atomic_writer(params) as stream:
         stream.write(text)
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from rlhf.logprobs import entropy
+from rlhf.logprobs import log_softmax, table_entropy
 from tests.rlhf.test_improvement import roles as roles
 from tests.rlhf.test_improvement import update
 
 
 def nats(logits: torch.Tensor) -> torch.Tensor:
-    return entropy(logits, temperature=1.0, forbidden=None)
+    return table_entropy(log_softmax(logits, temperature=1.0, forbidden=None), None)
 
 
 def after_a_step(sign: float) -> float:

@@ -14,14 +14,15 @@ def test_a_glance_sees_what_mlflow_says(published: Path) -> None:
     file = published / ".ratchet" / "state" / "mlflow.db"
     asked = challenger(published)
     assert asked is not None
-    assert glance(file, "policy", "challenger") == Glance(asked.reference, asked.stage, asked.output_md5)
+    assert glance(file, "policy", "challenger") == Glance(asked.reference, asked.stage, asked.output_md5, "")
     assert glance(file, "policy", "nobody") is None
     assert glance(file, "nothing", "challenger") is None
     client = connect(published)
     client.set_registered_model_alias("policy", "champion", "1")
+    client.set_model_version_tag("policy", "1", "ratchet.decision", "promoted")
     found = glance(file, "policy", "champion")
     assert found is not None
-    assert (found.reference, found.stage) == ("policy/1", "sft")
+    assert (found.reference, found.stage, found.decision) == ("policy/1", "sft", "promoted")
 
 
 def test_another_database_is_an_error_and_is_left_alone(tmp_path: Path) -> None:
