@@ -20,7 +20,7 @@ run: $(READY)  ## raw data to champion model, end to end
 
 test: $(READY)  ## lint, types and all tests
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(READY)  ## style, layers and types
 	$(BIN)/ruff check .

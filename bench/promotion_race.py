@@ -147,7 +147,7 @@ def make_project(root: Path, guard: str) -> Path:
         weights = root / "data/models" / f"ppo-{number}"
         weights.mkdir(parents=True)
         (weights / "config.json").write_text(json.dumps({"version": number}), encoding="utf-8")
-        _dvc(root, "add", "-q", str(weights.relative_to(root)))
+    _dvc(root, "add", "-q", *(f"data/models/ppo-{number}" for number in VERSIONS))
     return root
 
 

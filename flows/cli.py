@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "promote": "make a version the champion",
     "rollback": "return to the champion before this one",
     "history": "which version was champion when, and why",
+    "lineage": "what a version was made from, or which versions were made from a file",
     "reproduce": "rebuild a registered version from raw data and compare every hash",
     "forget": "remove rows from raw data, and list the versions that were trained on them",
     "report": "write one self-contained HTML page",

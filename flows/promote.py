@@ -11,7 +11,6 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from rlhf.errors import BadInput
 from tasks.approval import approve
 from tasks.settings import project_root
 
@@ -20,21 +19,19 @@ ARTIFACT = "promote"
 
 @flow(name="promote", flow_run_name="promote {version}", validate_parameters=True, persist_result=False)
 def promote(
-    version: str = "@challenger", reason: str = "", override: bool = False, root: str | None = None
+    reason: str, version: str = "@challenger", override: bool = False, root: str | None = None
 ) -> dict[str, Any]:
     """Make a version the champion, with the gate's consent or, overridden, against it.
 
     Args:
-        version: 3, v3 or @challenger.
         reason: why; kept in the history.
+        version: 3, v3 or @challenger.
         override: promote although the gate says no.
         root: the project's folder, found from the current one when left out.
 
     Returns:
         The move as recorded; it is an artifact of the run, too.
     """
-    if not reason.strip():
-        raise BadInput("promote: the reason is empty, wanted a sentence for the history")
     log = get_run_logger()
     folder = Path(root) if root else project_root()
     move = approve(folder, version, reason=reason, override=override, say=log.info)

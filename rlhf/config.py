@@ -42,6 +42,8 @@ class Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (dict, list)):
+                raise BadInput(f"{self.name}:{key_node.start_mark.line + 1}: a key that is no text; wanted NAME: VALUE")
             if key in seen:
                 raise BadInput(
                     f"{self.name}:{key_node.start_mark.line + 1}: the key {key!r} stands twice in one section; keep one"

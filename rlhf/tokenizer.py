@@ -190,7 +190,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: Any) -> tuple[int, ...]:
     found = {tokenizer.eos_token_id}
     generation = getattr(model, "generation_config", None)
     extra = getattr(generation, "eos_token_id", None)
-    found.update(extra if isinstance(extra, (list, tuple)) else [extra])
+    found.update(token for token in (extra if isinstance(extra, (list, tuple)) else [extra]) if isinstance(token, int))
     return tuple(sorted(token for token in found if isinstance(token, int)))
 
 

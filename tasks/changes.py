@@ -217,7 +217,9 @@ class _View:
 
         # Absolute paths: DVC's own way to do this takes them from the current folder.
         where = {"repo": self.stage.repo, "path": self.stage.path, "wdir": self.stage.wdir}
-        held = create_stage(PipelineStage, cmd=entry["cmd"], outs=[out["path"] for out in entry.get("outs", [])], **where)
+        held = create_stage(
+            PipelineStage, cmd=entry["cmd"], outs=[out["path"] for out in entry.get("outs", [])], **where
+        )
         StageLoader.fill_from_lock(held, entry)
         return held
 

@@ -51,7 +51,9 @@ class Affected:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Version:
+class KnownVersion:
+    """A version that the registry has, or that only has a tag here."""
+
     reference: str
     commit: str | None
     stage: str | None
@@ -73,7 +75,7 @@ def affected_versions(root: Path, names: list[str], wanted: Wanted, present: Con
     config = load_registry_config(root)
     search = _Search(root, names, wanted, present)
     found = []
-    for version in _versions(root, config):
+    for version in known_versions(root, config):
         if version.commit is None or version.stage is None:
             found.append(_affected(version, "unknown"))
         elif (verdict := search.verdict(version.commit, version.stage)) is not None:
@@ -81,11 +83,11 @@ def affected_versions(root: Path, names: list[str], wanted: Wanted, present: Con
     return found
 
 
-def _affected(version: _Version, verdict: Verdict) -> Affected:
+def _affected(version: KnownVersion, verdict: Verdict) -> Affected:
     return Affected(version=version.reference, stage=version.stage or "?", verdict=verdict, aliases=version.aliases)
 
 
-def _versions(root: Path, config: RegistryConfig) -> Iterator[_Version]:
+def known_versions(root: Path, config: RegistryConfig) -> Iterator[KnownVersion]:
     """List what the registry has, and what only has a tag here."""
     if not inside_git(root):
         return
@@ -96,7 +98,7 @@ def _versions(root: Path, config: RegistryConfig) -> Iterator[_Version]:
         commit = next((name for name in (tags.get(COMMIT), tagged.get(key)) if name and commit_of(root, name)), None)
         record = version_record(root, commit) if commit else None
         stage = tags.get(STAGE) or (record.stage if record else None)
-        yield _Version(reference="/".join(key), commit=commit, stage=stage, aliases=aliases)
+        yield KnownVersion(reference="/".join(key), commit=commit, stage=stage, aliases=aliases)
 
 
 def _listed(root: Path, config: RegistryConfig) -> dict[tuple[str, str], tuple[Mapping[str, str], tuple[str, ...]]]:
@@ -131,7 +133,7 @@ class _Search:
         contents: dict[str, set[str]] = {}
         used = lost = False
         for path, md5 in raw.items():
-            if not _read_by(before.get(VALIDATE), path.removeprefix(RAW)):
+            if not read_by(before.get(VALIDATE), path.removeprefix(RAW)):
                 continue
             rows = self._contents(path, md5)
             used, lost = used or rows is None or bool(rows), lost or rows is None
@@ -213,7 +215,7 @@ def _same_content(record: Mapping[str, Any], contents: Contents) -> bool:
     return not own or not answers.isdisjoint(own)
 
 
-def _read_by(validate: LockedStage | None, name: str) -> bool:
+def read_by(validate: LockedStage | None, name: str) -> bool:
     """Tell whether `validate.files` names a raw file or folder; yes when there is no record of it."""
     settings = validate.params.get(VALIDATE) if validate else None
     files = settings.get("files") if isinstance(settings, Mapping) else None

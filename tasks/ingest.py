@@ -86,6 +86,8 @@ def ingest_data(root: Path, files: Sequence[Path], *, name: str | None, format: 
         BadInput: a file cannot be read as any known format, or the name is not free.
         StageFailed: DVC could not track the copy; what was there before is back in place.
     """
+    if whole := next((path for path in files if root.resolve().is_relative_to(path.resolve())), None):
+        raise BadInput(f"{whole}: holds this project itself; name a folder of data")
     sources = _data_files(files)
     folder = len(sources) > 1 or files[0].is_dir()
     stem = checked_name(name if name is not None else files[0].name, data=True)
@@ -295,5 +297,4 @@ def _architecture(folder: Path) -> str:
 
 def _reason(error: Exception) -> str:
     """What an exception says, as part of a sentence."""
-    said = shorten(" ".join(str(error).split()).rstrip("."))
-    return said if said and "<class " not in said else "a setting of the wrong kind"
+    return shorten(" ".join(str(error).split()).rstrip(".")).partition("<class")[0] or type(error).__name__

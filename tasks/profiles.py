@@ -174,7 +174,10 @@ def requests_of_stages(root: Path) -> dict[str, Request]:
         BadInput: a stage's command is not one of ours.
     """
     requests = {}
-    for stage, block in read_params(root / "dvc.yaml").get("stages", {}).items():
+    stages = read_params(root / "dvc.yaml").get("stages", {})
+    for stage, block in stages.items() if isinstance(stages, Mapping) else ():
+        if not isinstance(block, Mapping) or "cmd" not in block:
+            raise BadInput(f"dvc.yaml: {stage} has no cmd; `git checkout` the file, or give the stage its command")
         words = shlex.split(str(block["cmd"]).replace("\\\n", " "))
         if "rlhf.launch" not in words:
             raise BadInput(f"dvc.yaml: {stage} runs {block['cmd']!r}, wanted `exec python -m rlhf.launch ...`")

@@ -13,15 +13,13 @@ from tasks.dvc_store import DvcPlaces, output_files
 from tasks.live_run import OUTPUT, STAGE, metric_name
 from tasks.model_card import model_card
 from tasks.registry_config import POLICY_STAGES, RegistryConfig
-from tasks.served_model import materialise
+from tasks.registry_lookup import WEIGHTS
 from tasks.stage_outputs import MODELS, StageOutput
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-WEIGHTS = "ratchet.weights"
-"""Tag of a version: dvc, or copy where MLflow holds its weights, too."""
 REQUIRED_PACKAGES = ("torch", "transformers", "safetensors", "pandas", "jinja2", "dvc")
 
 
@@ -98,6 +96,8 @@ def _log_model(
     import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
+
+    from tasks.served_model import materialise
 
     is_policy = output.stage in POLICY_STAGES
     kind = "policy" if is_policy else "scorer"

@@ -27,13 +27,24 @@ from tasks.live_run import OUTPUT, STAGE
 from tasks.promotion_lock import TAG as LOCK_TAG
 from tasks.promotion_lock import guard_of, held, require_same
 from tasks.registry_config import RegistryConfig, load_registry_config
-from tasks.registry_lookup import DECISION, Version, aliased, aliases_of, find, identity, opened, registered, version_of
+from tasks.registry_lookup import (
+    DECISION,
+    WEIGHTS,
+    Version,
+    aliased,
+    aliases_of,
+    find,
+    identity,
+    opened,
+    registered,
+    version_of,
+)
 from tasks.stage_outputs import MODELS
 from tasks.weights import resolve_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 __all__ = [
     "ChampionMoved",
@@ -199,8 +210,7 @@ def _move(
             raise BadInput(f"{action}: {target.name}/{after} is the champion already")
         if check is not None:
             check(before, after)
-        kept = keep_weights(root, target.tags[OUTPUT], MODELS + target.tags[STAGE])
-        found = {**evidence, "weights": "remote" if kept == "remote" else "kept"}
+        found = {**evidence, "weights": _safe(root, target)}
         move = Move(
             when=now(), who=who(), action=action, model=target.name, before=before, after=after,
             reason=reason, evidence=found, override=override, id=uuid.uuid4().hex,
@@ -213,6 +223,14 @@ def _move(
         _record(root, client, move)
         _set_previous(client, config, [*moves, move])
         return move
+
+
+def _safe(root: Path, target: ModelVersion) -> str:
+    """Make sure that the weights of a champion stay: by a copy in MLflow, in the remote, or by links of our own."""
+    if target.tags.get(WEIGHTS) == "copy":
+        return "copy"
+    kept = keep_weights(root, target.tags[OUTPUT], MODELS + target.tags[STAGE])
+    return "remote" if kept == "remote" else "kept"
 
 
 def _record(root: Path, client: MlflowClient, move: Move) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DECISION = "ratchet.decision"
 """Tag of a version: what became of it; pending, refused, superseded, promoted or rolled back."""
+WEIGHTS = "ratchet.weights"
+"""Tag of a version: dvc, or copy where MLflow holds its weights, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 from rlhf.errors import BadInput
 from tasks.registry_config import MODEL_STAGES, load_registry_config
+from tasks.settings import tmp_dir
 from tasks.stage_outputs import MODELS
 
 
@@ -68,13 +71,32 @@ def registered_weights(root: Path, name: str, *, number: str | None = None, alia
             asked = f"{name}@{alias}" if alias is not None else f"{name}/{number}"
             raise BadInput(f"{asked}: not in the registry; `ratchet status` shows what is") from error
         flavor = get_model_info(f"models:/{name}/{found.version}").flavors["python_function"]
+    (tmp_dir(root) / "weights").mkdir(exist_ok=True)
     # The registry may be shared: paths recorded on another machine are replaced by this project's own.
     from tasks.dvc_store import dvc_places
 
     places = dvc_places(root)
     config = {**flavor["config"], "project_root": str(root), "cache_dir": str(places.cache)}
     config["remote"] = places.remote or config.get("remote")
+    config["copy"] = str(tmp_dir(root) / "weights" / f"{str(config['output_md5']).removesuffix('.dir')}.copy")
     try:
         return materialise(config)
     except WeightsMissing as error:
-        raise BadInput(str(error)) from error
+        if "weights" not in (flavor.get("artifacts") or {}):
+            raise BadInput(str(error)) from error
+    with translated(client.tracking_uri):
+        _download(f"models:/{name}/{found.version}/{flavor['artifacts']['weights']['path']}", Path(config["copy"]))
+    try:
+        return materialise(config)
+    except WeightsMissing as error:
+        raise BadInput(f"{error}; the copy in MLflow is not intact either") from error
+
+
+def _download(uri: str, target: Path) -> None:
+    """Bring MLflow's copy of the weights here, whole or not at all."""
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory(prefix=".copy-", dir=target.parent) as scratch:
+        fetched = Path(download_artifacts(artifact_uri=uri, dst_path=scratch))
+        shutil.rmtree(target, ignore_errors=True)
+        fetched.rename(target)

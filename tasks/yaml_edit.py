@@ -52,7 +52,10 @@ def set_values(text: str, values: Mapping[str, Any], *, file: str) -> str:
     after = load(text, file=file)
     wrong = [key for key, value in values.items() if _get(after, key) != value]
     if wrong:
-        raise ValueError(f"{file}: {wrong[0]} reads back as {_get(after, wrong[0])!r}, wanted {values[wrong[0]]!r}")
+        raise BadInput(
+            f"{file}: {wrong[0]} cannot be changed in place, since aliases or odd blocks stand there; write it out, or "
+            "take profiles/default.yaml"
+        )
     return text
 
 

@@ -1,12 +1,19 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tasks.mlflow_store import connect
+from tasks.publish import publish
 from tasks.publish_version import find_version, model_id_of
+from tasks.registry import promote
 from tasks.settings import state_dir, tracking_uri
+from tasks.weights import resolve_weights
+from tests.registry_project import fresh_copy
+from tests.tiny_project import dvc
 
 pytest_plugins = ["tests.registry_fixtures"]
 
@@ -66,6 +73,46 @@ def test_it_generates_from_another_folder_and_process(published: Path, tmp_path:
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.stdout == "done", done.stderr[-2000:]
+
+
+def answers(reference: str) -> int:
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(reference)
+    return len(model.predict([{"prompt": "Hello"}, {"prompt": "Where?"}], params={"max_new_tokens": 4}))
+
+
+def test_a_copy_in_mlflow_outlives_the_dvc_cache(unpublished: Path) -> None:
+    settings = unpublished / "mlflow/registry.yaml"
+    settings.write_text(settings.read_text().replace("weights: dvc", "weights: copy"))
+    publish(unpublished)
+    assert connect(unpublished).get_model_version("policy", "2").tags["ratchet.weights"] == "copy"
+    shutil.rmtree(unpublished / ".dvc/cache")
+    shutil.rmtree(unpublished / ".ratchet/tmp/weights")
+    assert promote(unpublished, 2, reason="its weights are safe").evidence["weights"] == "copy"
+    assert answers("models:/policy@champion") == 2
+    folder = resolve_weights("policy@champion", unpublished)
+    assert (folder / "model.safetensors").stat().st_size > 0
+    assert folder == resolve_weights("policy/2", unpublished)
+    (folder / "config.json").unlink()
+    assert (resolve_weights("policy/2", unpublished) / "config.json").is_file()
+
+
+def test_registry_and_remote_are_enough(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fresh_copy(tmp_path_factory.getbasetemp() / "registry-base", tmp_path / "project")
+    (tmp_path / "registry").mkdir()
+    shutil.move(root / ".ratchet/state/mlflow.db", tmp_path / "registry/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/registry/mlflow.db")
+    dvc(root, "remote", "add", "-q", "-d", "origin", str(tmp_path / "remote"))
+    dvc(root, "push", "-q", "data/models/ppo")
+    publish(root)
+    assert promote(root, 2, reason="good").evidence["weights"] == "remote"
+    shutil.rmtree(root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert answers("models:/policy@champion") == 2
 
 
 def test_the_judge_scores(published: Path) -> None:

@@ -12,7 +12,9 @@ pytest_plugins = ["tests.registry_fixtures"]
 def test_promote_asks_the_gate(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--root", str(published)]
     assert main(["promote", "1", "--reason", "I like it", *where]) == 1
-    assert "the gate refuses version 1" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert refused.startswith("error: promote: the gate refuses version 1: ")
+    assert refused.count("judge_win") == 1  # said once
     assert champion(published) is None
     assert main(["promote", "1", "--reason", "I like it", "--override", "--json", *where]) == 0
     assert json.loads(capsys.readouterr().out)["override"] is True

@@ -16,5 +16,7 @@ def test_rollback_returns_to_the_champion_before(published: Path, capsys: pytest
     promote(published, 2, reason="second")
     assert main(["rollback", *where]) == 0
     assert capsys.readouterr().out == "policy/1 is champion (before: 2)\n"
+    assert main(["rollback", "--to", "v2", "--reason", " ", *where]) == 2
+    assert "the reason is empty" in capsys.readouterr().err
     assert main(["rollback", "--to", "v2", *where]) == 0
     assert capsys.readouterr().out == "policy/2 is champion (before: 1)\n"
