@@ -17,6 +17,8 @@ from flows.prefect_api import ServerAway, ServerRefused, flow_run_state
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOOK_SECONDS = 2.0
 """Between two looks at the flow run's state; with the grace of the stages' processes it has to stay below 10 s."""
+INSIST_SECONDS = 3.0
+"""Between two attempts to interrupt the main thread."""
 AWAY_SECONDS = 10.0
 """A server that has not answered for so long is said to be away."""
 WORKER_VARIABLE = "PREFECT__FLOW_RUN_ID"
@@ -41,11 +43,18 @@ class Stop:
     """Past the stages nothing watches the event: the main thread is interrupted."""
     interrupted: bool = False
     """Whether it was, and may have left something half done."""
+    heard: bool = False
+    """Whether signals come to us; else another would end the process."""
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:
-        """Have a stop raise KeyboardInterrupt in the main thread for the length of the block; at once if it came."""
+        """Have a stop raise KeyboardInterrupt in the main thread for the length of the block; at once if it came.
+
+        Again and again, too: an exception that comes while a library runs a callback or a finaliser is lost.
+        """
+        over = threading.Event()
         self.interrupting = True
+        threading.Thread(target=self._insist, args=(over,), name="insist", daemon=True).start()
         try:
             if self.event.is_set():
                 raise KeyboardInterrupt
@@ -55,6 +64,12 @@ class Stop:
             raise
         finally:
             self.interrupting = False
+            over.set()
+
+    def _insist(self, over: threading.Event) -> None:
+        while not over.wait(INSIST_SECONDS):
+            if self.event.is_set() and self.heard and self.interrupting:
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
@@ -65,7 +80,7 @@ def stopped_by_signals(stop: Stop) -> Iterator[None]:
     """
 
     def handler(number: int, _: FrameType | None) -> None:
-        if not stop.cancelled:  # else it is our own, to interrupt the main thread
+        if not stop.cancelled and not stop.signals:  # else it is our own, to interrupt the main thread
             stop.signals.append(number)
         stop.event.set()
         if stop.interrupting:
@@ -75,9 +90,11 @@ def stopped_by_signals(stop: Stop) -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, handler) for number in SIGNALS}
+    stop.heard = True
     try:
         yield
     finally:
+        stop.heard = False
         for number, old in before.items():
             signal.signal(number, old)
 

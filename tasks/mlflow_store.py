@@ -6,10 +6,12 @@ MLflow is imported inside functions only: it takes seconds, and most commands ne
 from __future__ import annotations
 
 import fcntl
+import importlib
 import logging
 import os
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,9 @@ EXPERIMENT = "ratchet"
 PROBE_SECONDS = 3.0
 DOWN_CODES = frozenset({"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"})
 """MLflow error codes that speak of the store's state and not of what was asked."""
+
+
+_LOADING = threading.RLock()
 
 
 class StoreUnreachable(Exception):
@@ -58,6 +63,7 @@ def connect(root: Path) -> MlflowClient:
     uri = tracking_uri(root)
     _probe(uri)
     _quieten()
+    _load()
     import mlflow
     from mlflow import MlflowClient
 
@@ -72,6 +78,14 @@ def connect(root: Path) -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def _load() -> None:
+    """Import MLflow, one thread at a time: its modules import each other, and two threads meet half-made ones."""
+    with _LOADING:
+        importlib.import_module("mlflow")
+        for name in ("entities", "entities.model_registry", "exceptions", "tracking"):
+            importlib.import_module(f"mlflow.{name}")
 
 
 def experiment_id(client: MlflowClient, root: Path) -> str:
@@ -92,6 +106,7 @@ def experiment_id(client: MlflowClient, root: Path) -> str:
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """Turn failures that mean "the store is not there" into StoreUnreachable; let all others through."""
+    _load()
     import requests
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException

@@ -52,6 +52,26 @@ def test_past_the_stages_a_signal_interrupts() -> None:
         pytest.fail("never reached")
 
 
+def test_a_library_that_swallows_the_interruption_is_interrupted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.stopping.INSIST_SECONDS", 0.2)
+    stop, swallowed = new_stop(), []
+
+    def wait() -> None:
+        with stop.interrupts():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                threading.Event().wait(5)
+            except KeyboardInterrupt:
+                swallowed.append(1)
+            threading.Event().wait(5)
+            pytest.fail("nobody insisted")
+
+    with stopped_by_signals(stop), pytest.raises(KeyboardInterrupt):
+        wait()
+    assert swallowed == [1]
+    assert stop.signals == [signal.SIGTERM]
+
+
 def test_in_another_thread_nothing_is_changed() -> None:
     before = signal.getsignal(signal.SIGTERM)
     stop, found = new_stop(), []

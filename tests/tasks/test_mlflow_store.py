@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,22 @@ def test_the_lock_is_exclusive(tmp_path: Path) -> None:
 
     with exclusive(tmp_path / "x.lock"), (tmp_path / "x.lock").open() as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_threads_may_be_the_first_to_need_it_together(tmp_path: Path) -> None:
+    """Its modules import each other, so two threads in the middle of that meet half-made ones."""
+    code = (
+        "import sys, pathlib; from concurrent.futures import ThreadPoolExecutor\n"
+        "from tasks.mlflow_store import connect, translated\n"
+        "def use(number):\n"
+        "    client = connect(pathlib.Path(sys.argv[1]))\n"
+        "    with translated(client.tracking_uri):\n"
+        "        from mlflow.entities import Metric\n"
+        "        return len(client.search_experiments())\n"
+        "with ThreadPoolExecutor(6) as pool: print(sum(pool.map(use, range(6))))\n"
+    )
+    here = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=here, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "6"), done.stderr[-2000:]
