@@ -33,6 +33,7 @@ from tasks.cache_mend import mend
 from tasks.failures import StageError
 from tasks.graph import plan_with_graph
 from tasks.lock_file import read_lock
+from tasks.lock_mend import plan_mended
 from tasks.settings import project_root, tmp_dir
 from tasks.snapshot import snapshot
 
@@ -147,7 +148,7 @@ def _bring_up_to_date(
     promote: bool,
 ) -> None:
     outcome.commit = snapshot(root, outcome.run_id)
-    graph, planned = plan_with_graph(root, until=until, force=force)
+    graph, planned = plan_mended(root, until=until, force=force, say=display.note)
     if mended := mend(root, planned, on_line=get_run_logger().info, cancelled=stop.event.is_set):
         for sentence in mended:
             display.note(sentence)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlhf.errors import BadInput
 from rlhf.outputs import atomic_writer
 from tasks.history import Move, now
-from tasks.registry import LONGEST_SENTENCE, VERDICT, promote, require_guard, version
+from tasks.registry import LONGEST_SENTENCE, VERDICT, champion, promote, require_guard, version
 from tasks.registry_config import load_registry_config
 from tasks.registry_lookup import DECISION, Version, opened
 from tasks.settings import state_dir
@@ -106,7 +106,12 @@ def approve(
     if not reason.strip():
         raise BadInput("promote: the reason is empty, wanted a sentence for the history")
     require_guard(root)  # before the gate looks, which spends some of its allowance
-    chosen, mode = version(root, number).version, load_registry_config(root).gate.mode
+    asked, holder, config = version(root, number), champion(root), load_registry_config(root)
+    chosen, mode = asked.version, config.gate.mode
+    if asked.model != config.policy:
+        raise BadInput(f"promote: {asked.reference} is no policy; only policies become champion")
+    if holder is not None and holder.reference == asked.reference:
+        raise BadInput(f"promote: {asked.reference} is the champion already")
     evidence: dict[str, Any] | None = None
     if mode != "off":
         try:

@@ -72,10 +72,13 @@ def judge_challenger(root: Path, number: str | int | None = None) -> Verdict:
         StageFailed: answers could not be generated.
         StoreUnreachable: MLflow is down.
     """
-    gate = load_registry_config(root).gate
+    config = load_registry_config(root)
+    gate = config.gate
     contender = challenger(root) if number is None else version(root, number)
     if contender is None:
         raise BadInput("gate: nothing is @challenger; run `ratchet run` or `ratchet publish`, or name a version")
+    if contender.model != config.policy:
+        raise BadInput(f"gate: {contender.reference} is no policy; only policies are compared")
     holder = champion(root)
     if holder is not None and holder.output_md5 == contender.output_md5 and holder.stage == contender.stage:
         said = (

@@ -7,6 +7,7 @@ them see can do it, which is a limit of their shared Prefect server.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -116,8 +117,17 @@ def held(guard: Guard, root: Path) -> Iterator[None]:
             _probe()
             if "prefect" not in sys.modules:  # it reads its settings when it is imported
                 stack.enter_context(applied_environment(root))
+                stack.callback(_send_events)
             stack.enter_context(_limit_held(guard.limit))
         yield
+
+
+def _send_events() -> None:
+    """Have Prefect send its events about the limit; that this takes a moment is nothing to warn a person of."""
+    from prefect.events.worker import EventsWorker
+
+    logging.getLogger(EventsWorker.__name__).setLevel(logging.ERROR)
+    EventsWorker.drain_all(timeout=PROBE_SECONDS, at_exit=False)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rlhf.errors import BadInput
 from tasks.dvc_locks import mend_run_cache, mend_rwlock
 from tasks.failures import Failure, Kind, StageError, forget_failure, read_failure
 from tasks.lock_file import LOCK_FILE, read_lock
+from tasks.lock_mend import keep_copy
 from tasks.process import Ended, run_supervised
 from tasks.settings import environment, project_root
 from tasks.timings import write_timing
@@ -174,6 +175,8 @@ def _finished(root: Path, name: str, ended: Ended) -> StageResult:
         write_timing(root, name, seconds=ended.seconds, peak_mb=ended.peak_mb)
     elif any(line.startswith(f"Stage '{name}' is cached") for line in ended.lines):
         status = "restored"
+    if status != "cached":
+        keep_copy(root)
     return StageResult(name=name, status=status, seconds=ended.seconds, peak_mb=ended.peak_mb)
 
 

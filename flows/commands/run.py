@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(root: Path, args: argparse.Namespace) -> tuple[Graph, list[PlannedStage]]:
-    from tasks.graph import plan_with_graph
+    from tasks.lock_mend import plan_mended
 
-    return plan_with_graph(root, until=args.until, force=args.force)
+    return plan_mended(root, until=args.until, force=args.force, say=note)
 
 
 def _nothing_to_do(root: Path, planned: list[PlannedStage]) -> bool:

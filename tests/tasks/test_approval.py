@@ -6,7 +6,7 @@ import pytest
 from flows.cli import main
 from rlhf.errors import BadInput
 from tasks.approval import approve, pending
-from tasks.gate import decide_and_promote
+from tasks.gate import decide_and_promote, judge_challenger
 from tasks.mlflow_store import connect
 from tasks.registry import GateRefused, challenger, champion, rollback, version
 
@@ -59,11 +59,19 @@ def test_what_another_machine_decided_is_pending_here_too(tmp_path: Path) -> Non
 
 
 def test_no_without_a_reason_or_against_the_gate(published: Path) -> None:
-    before = champion(published)
+    connect(published).set_registered_model_alias("policy", "champion", "2")
     with pytest.raises(BadInput, match="the reason is empty"):
-        approve(published, "2", reason=" ")
+        approve(published, "1", reason=" ")
+    with pytest.raises(BadInput, match="judge/1 is no policy"):  # and policy/1 is not meant
+        approve(published, "judge/1", reason="x", override=True)
+    with pytest.raises(BadInput, match="gate: judge/1 is no policy"):
+        judge_challenger(published, "judge/1")
+    with pytest.raises(BadInput, match="policy/2 is the champion already"):
+        approve(published, "@challenger", reason="again", override=True)
     heard: list[str] = []
     with pytest.raises(GateRefused, match="the gate refuses version 1"):
         approve(published, "1", reason="I like it", say=heard.append)
     assert heard == []  # the refusal says it
-    assert champion(published) == before
+    holder = champion(published)
+    assert holder is not None
+    assert holder.version == "2"

@@ -35,8 +35,8 @@ def test_moves_are_appended_and_read_back_without_torn_lines(tmp_path: Path) -> 
 
 
 def test_moves_of_other_machines_come_from_tags(tmp_path: Path) -> None:
-    ours, theirs = (replace(move(None, "1"), number=1, id="a", registry="7"),
-                    replace(move("1", "2"), number=2, id="b", registry="7"))  # fmt: skip
+    ours = replace(move(None, "1"), number=1, id="a", registry="7")
+    theirs = replace(move("1", "2"), number=2, id="b", registry="7", evidence={"promote": True})
     third = replace(move("2", "3"), number=3, id="c", registry="7")
     gone = replace(move(None, "9"), number=1, id="d", registry="6")  # of a registered model that was deleted
     for one in (gone, ours, third):
