@@ -116,8 +116,13 @@ def play(arena: Arena, case: Case, commit: str) -> Row:
         seed=case.seed, round=case.number, commit=commit, ranks=arena.ranks,
         fault=case.blows[0][0], state=case.state, moment=", ".join(str(moment) for _, moment in case.blows),
         told="; ".join(told), runs=len(case.blows) + 1, seconds=round(time.monotonic() - started, 1),
-        verdict=" | ".join(" ".join(one.split()) for one in wrong) or "well",
+        verdict=" | ".join(_without_place(one, arena) for one in wrong) or "well",
     )  # fmt: skip
+
+
+def _without_place(text: str, arena: Arena) -> str:
+    """One line without the folder of this machine that the arena lies in."""
+    return " ".join(text.split()).replace(str(arena.root), "PROJECT").replace(str(arena.folder), "FOLDER")
 
 
 def _blow(arena: Arena, name: str, moment: Moment, rng: random.Random) -> tuple[str, list[str]]:
