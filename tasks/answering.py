@@ -62,6 +62,9 @@ class Answerer:
         Args:
             folder: a model folder with its tokenizer.
         """
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         self.policy = Policy(folder)
         self.context = self.policy.context
 
