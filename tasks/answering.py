@@ -64,7 +64,7 @@ class Answerer:
         """
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
         self.policy = Policy(folder)
         self.context = self.policy.context
 
