@@ -75,6 +75,7 @@ def served(published: Path) -> Iterator[Served]:
     store(published).set_registered_model_alias("policy", "champion", "1")
     served = Served(published)
     yield served
+    served.client.close()
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(30) == 0
 
@@ -132,7 +133,7 @@ def test_what_cannot_be_done_is_refused_in_the_protocol(
 
 def test_strangers_and_nonsense_are_turned_away(served: Served) -> None:
     stranger = openai.OpenAI(base_url=f"{served.address}/v1", api_key="wrong", max_retries=0)
-    with pytest.raises(openai.AuthenticationError):
+    with stranger, pytest.raises(openai.AuthenticationError):
         stranger.chat.completions.create(model="policy@champion", messages=ASK)
     for body in (b"", b"{", b"[1]", b'{"a":' * 2000, b"\xff"):
         request = urllib.request.Request(
@@ -141,7 +142,8 @@ def test_strangers_and_nonsense_are_turned_away(served: Served) -> None:
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=10)
         assert caught.value.code == 400
-        assert "message" in json.loads(caught.value.read())["error"]
+        with caught.value:
+            assert "message" in json.loads(caught.value.read())["error"]
 
 
 def test_a_moved_alias_changes_what_is_served_and_no_request_is_lost(served: Served) -> None:
@@ -187,5 +189,6 @@ def test_too_many_at_once_are_told_to_come_back(published: Path) -> None:
         assert any(error is None for error in errors)
         assert served.ask().model == "policy/1"
     finally:
+        served.client.close()
         served.process.kill()
         served.process.wait()
