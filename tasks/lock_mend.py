@@ -1,8 +1,9 @@
-"""A dvc.lock that was cut off: DVC writes it in place, so a kill or a power cut can leave half of it.
+"""A dvc.lock that was cut off: DVC writes it in place, so a kill, a full disk or a power cut can leave half of it.
 
 Nothing is lost by it: DVC's run-cache knows every finished stage by its inputs, and puts the outputs back.
 """
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -64,7 +65,8 @@ def mend_torn_lock(root: Path) -> str | None:
     lines = torn.decode("utf-8", errors="replace").splitlines()
     if _is_whole(torn) or any(line.startswith(MERGE_MARKS) for line in lines):
         return None
-    (tmp_dir(root) / f"{LOCK_FILE}.torn").write_bytes(torn)
+    with contextlib.suppress(OSError):  # a courtesy, for which a full disk has no room
+        (tmp_dir(root) / f"{LOCK_FILE}.torn").write_bytes(torn)
     copy = state_dir(root) / LOCK_FILE
     last, committed = copy.read_bytes() if copy.is_file() else b"", _committed(root)
     found, what = b"", "removed"
@@ -72,11 +74,12 @@ def mend_torn_lock(root: Path) -> str | None:
         found, what = last, "replaced by the copy from the last stage that finished"
     elif committed and _is_whole(committed):
         found, what = committed, "replaced by the committed one"
-    path.unlink()
     if found:
         with atomic_writer(path) as stream:
             stream.write(found.decode("utf-8"))
-    return f"{LOCK_FILE} was cut off by a kill: {what}; finished stages come out of DVC's run-cache"
+    else:
+        path.unlink()
+    return f"{LOCK_FILE} was cut off: {what}; finished stages come out of DVC's run-cache"
 
 
 def _is_whole(content: bytes) -> bool:

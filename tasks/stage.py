@@ -1,5 +1,6 @@
 """Run one stage through DVC, as a process that can be stopped and that never outlives its runner."""
 
+import contextlib
 import dataclasses
 import re
 import signal
@@ -10,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlhf.errors import BadInput
 from tasks.dvc_locks import mend_run_cache, mend_rwlock
 from tasks.failures import Failure, Kind, StageError, forget_failure, read_failure
-from tasks.lock_file import LOCK_FILE, read_lock
-from tasks.lock_mend import keep_copy
+from tasks.lock_mend import keep_copy, mend_torn_lock
 from tasks.process import Ended, run_supervised
 from tasks.settings import environment, project_root
 from tasks.timings import write_timing
@@ -88,13 +87,13 @@ def run_stage(
         forget_failure(root, name)
         for sentence in (*mend_rwlock(root), *mend_run_cache(root)):
             on_line(sentence)
-        before = _lock_bytes(root)
         ended = run_supervised(
             command, cwd=root, env=env, on_line=_without_hints(on_line), cancelled=cancelled, pass_fds=pass_fds
         )
         if ended.exit_code == 0:
             return _finished(root, name, ended)
-        _mend_lock(root, before)
+        with contextlib.suppress(OSError):  # a full disk cuts it off and is still full: the next run mends it
+            mend_torn_lock(root)
         failure = explain(root, name, ended)
         if failure.kind == "busy" and _ran(name, ended) and _salvage(root, name, env, on_line):
             return _finished(root, name, ended)
@@ -200,23 +199,6 @@ def _pause(seconds: float, cancelled: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def _lock_bytes(root: Path) -> bytes | None:
-    path = root / LOCK_FILE
-    return path.read_bytes() if path.is_file() else None
-
-
-def _mend_lock(root: Path, before: bytes | None) -> None:
-    """Put dvc.lock back when the attempt left it torn: DVC writes it in place, and a full disk cuts it off."""
-    try:
-        intact = before is None or ((root / LOCK_FILE).is_file() and bool(read_lock(root)))
-    except BadInput:
-        intact = False
-    if not intact and before:
-        part = root / ".ratchet" / "tmp" / f"{LOCK_FILE}.part"
-        part.write_bytes(before)
-        part.replace(root / LOCK_FILE)
 
 
 def _signal(number: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rlhf.errors import BadInput
 from tasks.commit_sources import first_that_fits
-from tasks.git import commit_of, git, inside_git, prefix, read_blobs
+from tasks.git import git, inside_git, prefix
 from tasks.lock_file import LOCK_FILE, LockedStage, lineage
 from tasks.settings import tmp_dir
 from tasks.snapshot import RUNS
@@ -100,18 +100,6 @@ def version_record(root: Path, commit: str) -> VersionRecord | None:
         raise BadInput(
             f"commit {commit[:12]}: its line {MARK!r} cannot be read ({error}); name another version"
         ) from error
-
-
-def run_commit(root: Path, commit: str) -> str:
-    """Return the snapshot of the run behind a version's commit, which is its parent; any other commit stays itself."""
-    return commit_of(root, f"{commit}^") or commit if version_record(root, commit) else commit
-
-
-def committed_metrics(root: Path, commit: str, path: str) -> dict[str, Any]:
-    """Read a metrics file of a version's commit; empty when it is not there."""
-    blob = read_blobs(root, commit, [path]).get(path)
-    found = json.loads(blob) if blob else {}
-    return found if isinstance(found, dict) else {}
 
 
 def _runs(root: Path, base: str) -> list[str]:

@@ -10,8 +10,9 @@ import pytest
 
 from tasks.failures import StageError
 from tasks.lock_file import read_lock
+from tasks.lock_mend import keep_copy
 from tasks.process import Ended
-from tasks.stage import StageResult, _mend_lock, explain, run_stage
+from tasks.stage import StageResult, explain, run_stage
 from tasks.timings import read_timing
 from tests.tiny_project import alive, count, edit, wait_for
 
@@ -196,13 +197,11 @@ def test_a_full_disk_in_the_words_of_a_library_gets_its_cure(tmp_path: Path) -> 
         assert explain(tmp_path, "sft", ended).sentence == cured
 
 
-def test_a_torn_lock_is_mended(finished_project: Path) -> None:
+def test_a_lock_that_a_failed_attempt_left_torn_is_put_right(finished_project: Path) -> None:
     path = finished_project / "dvc.lock"
     good = path.read_bytes()
+    keep_copy(finished_project)
     path.write_bytes(good[: len(good) // 2] + b"\n  [")
-    _mend_lock(finished_project, good)
+    with pytest.raises(StageError):
+        run_stage("first", on_line=lambda _: None, root=finished_project)
     assert path.read_bytes() == good
-    newer = good + b"\n"
-    path.write_bytes(newer)
-    _mend_lock(finished_project, good)
-    assert path.read_bytes() == newer  # an intact one is never replaced
